@@ -1,0 +1,1 @@
+"""Automatic differentiation: modes, the graph, the declaration of operations, and the engine."""

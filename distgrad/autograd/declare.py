@@ -1,0 +1,454 @@
+"""``@op``: the one way to declare an operation.
+
+The body is the forward on arrays.  A parameter annotated ``Tensor``, ``TensorLike`` (numbers are
+taken too), ``Tensor | None`` or ``Sequence[Tensor]`` is an operand; every other parameter is an
+option.  ``d_<operand>`` is the rule for the gradient of that operand.  A rule asks by name for what
+it needs, and that is all that is kept for backward:
+
+    F                  the operations: forwards on arrays, or operations on tensors
+    g                  gradient of the output (a tuple, in order, where several are differentiable)
+    out, <output>      the output
+    <operand>          an operand;  <operand>_shape: only its shape
+    <option>           an option
+    xp, needs          fused rules only (with ``formula``): the array namespace, and which operands
+                       need a gradient
+
+The engine sums a gradient down to its operand's shape, so rules ignore broadcasting.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, overload
+
+import numpy
+
+from distgrad.autograd import engine
+from distgrad.autograd.graph import Node, Slot, attached, check_unchanged, edge_of, freed
+from distgrad.autograd.inplace import in_place, link_view, link_views
+from distgrad.autograd.mode import mode
+from distgrad.autograd.samples import Sample
+from distgrad.autograd.source import Operand, Plan, call_source, pull_source
+from distgrad.backend import numpy_backend
+from distgrad.backend.device import array_namespace
+from distgrad.backend.dtype import default_float, promote_arrays, scalar
+from distgrad.errors import ArgumentTypeError, explain
+from distgrad.tensor import Tensor, clock, wrap
+
+P = ParamSpec("P")
+Kind = Literal["elementwise", "linear", "multilinear", ""]
+Rule = Callable[..., Any]
+
+
+class Operation:
+    """Everything that is known about one operation."""
+
+    __slots__ = (
+        "differentiable", "forward", "formula", "function", "jvp", "kind", "name", "node",
+        "operands", "options", "outputs", "plan", "reference", "rules", "samples", "source", "view",
+    )  # fmt: skip
+    name: str
+    kind: Kind
+    forward: Callable[..., Any]
+    function: Callable[..., Any]
+    operands: list[Operand]
+    options: dict[str, Any]
+    rules: dict[str, Rule]
+    formula: Rule | None
+    jvp: Rule | None
+    outputs: dict[str, bool] | None
+    samples: list[Sample]
+    reference: str | Callable[..., Any] | None
+    node: type[Node]
+    plan: Plan
+    source: str
+    view: bool
+
+
+table: dict[str, Operation] = {}
+
+
+@overload
+def op(
+    kind: Kind = ...,
+    *,
+    samples: list[Sample],
+    outputs: None = None,
+    formula: Rule | None = ...,
+    jvp: Rule | None = ...,
+    promote: Sequence[str] | None = ...,
+    floats: bool = ...,
+    view: bool = ...,
+    method: bool | str = ...,
+    operator: str = ...,
+    inplace: bool = ...,
+    node: str = ...,
+    reference: str | Callable[..., Any] | None = ...,
+    **rules: Rule,
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, Tensor]]: ...
+@overload
+def op(
+    kind: Kind = ...,
+    *,
+    samples: list[Sample],
+    outputs: Sequence[str] | str,
+    formula: Rule | None = ...,
+    jvp: Rule | None = ...,
+    promote: Sequence[str] | None = ...,
+    floats: bool = ...,
+    view: bool = ...,
+    method: bool | str = ...,
+    operator: str = ...,
+    inplace: bool = ...,
+    node: str = ...,
+    reference: str | Callable[..., Any] | None = ...,
+    **rules: Rule,
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, Any]]: ...
+def op(
+    kind: Kind = "",
+    *,
+    samples: list[Sample],
+    outputs: Sequence[str] | str | None = None,
+    formula: Rule | None = None,
+    jvp: Rule | None = None,
+    promote: Sequence[str] | None = None,
+    floats: bool = False,
+    view: bool = False,
+    method: bool | str = True,
+    operator: str = "",
+    inplace: bool = False,
+    node: str = "",
+    reference: str | Callable[..., Any] | None = None,
+    **rules: Rule,
+) -> Any:
+    """Compile a forward and its derivative rules into a public function.
+
+    Args:
+        kind: how forward mode follows: "elementwise", "linear", "multilinear", or "" (from the
+            formula, ``jvp``, or the rules twice).
+        samples: operands and options the operation is tested with.
+        outputs: names of several outputs ("indices!" carries no gradient), or "*" for any number.
+        formula: the same mathematics in plain operations, for fused operations.
+        jvp: an explicit forward-mode rule.
+        promote: operands brought to one dtype (default: all of an elementwise operation).
+        floats: integer operands become the default float first.
+        view: the output shares the first operand's memory where it can.
+        method: also a method of Tensor; "*name" gathers positional arguments into option ``name``.
+        operator: also this Python operator.
+        inplace: also a method ``name_`` that writes into its operand.
+        node: name of the graph node, where PyTorch's differs from CamelCase + "Backward0".
+        reference: PyTorch's function for tests, where it is not ``torch.<name>``.
+        rules: ``d_<operand>=rule``, or ``d_all=rule`` answering for all operands at once.
+    """
+
+    def declare(forward: Callable[..., Any]) -> Callable[..., Any]:
+        self = Operation()
+        self.name, self.kind, self.forward, self.samples = forward.__name__, kind, forward, samples
+        self.formula, self.jvp, self.view, self.reference = formula, jvp, view, reference
+        self.outputs = _output_names(outputs)
+        self.plan = _plan(self, rules, promote, floats, outputs == "*")
+        compile_operation(self, node)
+        table[self.name] = self
+        engine.forwards[self.name] = forward
+        setattr(engine.tensor_functions, self.name, self.function)
+        _attach_methods(self, method, operator, inplace)
+        return self.function
+
+    return declare
+
+
+# ---------------------------------------------------------------------- reading a declaration
+def _output_names(outputs: Sequence[str] | str | None) -> dict[str, bool] | None:
+    if outputs is None or outputs == "*":
+        return None
+    return {name.rstrip("!"): not name.endswith("!") for name in outputs}
+
+
+def _operand_kind(annotation: object) -> str:
+    text = str(annotation)
+    if "Sequence[Tensor" in text:
+        return "list"
+    if "Tensor" not in text:
+        return ""
+    if "None" in text:
+        return "optional"
+    return "like" if "TensorLike" in text else "tensor"
+
+
+def _plan(
+    self: Operation,
+    rules: dict[str, Rule],
+    promote: Sequence[str] | None,
+    floats: bool,
+    variadic: bool,
+) -> Plan:
+    parameters = list(inspect.signature(self.forward).parameters.values())[1:]
+    kinds = {q.name: _operand_kind(q.annotation) for q in parameters}
+    self.operands = [Operand(n, k) for n, k in kinds.items() if k]
+    self.options = {q.name: q.default for q in parameters if not kinds[q.name]}
+    names = [o.name for o in self.operands]
+    joint = rules.get("d_all")
+    self.rules = {n: rules["d_" + n] for n in names if "d_" + n in rules}
+    unknown = set(rules) - {"d_" + n for n in names} - {"d_all"}
+    if unknown or not names:
+        raise TypeError(f"{self.name}: rules {sorted(unknown)}, but its operands are {names}")
+    asks = {n: list(inspect.signature(r).parameters) for n, r in self.rules.items()}
+    all_asks = list(inspect.signature(joint).parameters) if joint else None
+    if joint:
+        self.rules["all"] = joint
+        asks = {o.name: [] for o in self.operands if o.kind != "list"}
+    kept = _kept(self, [w for ws in asks.values() for w in ws] + (all_asks or []))
+    if promote is None:
+        alike = [o.name for o in self.operands if o.kind in ("tensor", "like")]
+        promote = alike if self.kind == "elementwise" else []
+    return Plan(
+        self.name, parameters, self.operands, asks, all_asks, kept, self.outputs, variadic,
+        list(promote), floats, self.view, self.formula is not None,
+    )  # fmt: skip
+
+
+def _kept(self: Operation, asked: list[str]) -> list[str]:
+    """Return what must be saved; a name that nobody knows fails at import."""
+    wanted = set(asked) - {"F", "g", "xp", "needs"}
+    names = [o.name for o in self.operands]
+    if self.formula:
+        wanted |= set(inspect.signature(self.formula).parameters) - {"F"}
+        wanted |= set(names)
+    elif {"xp", "needs"} & set(asked):
+        raise TypeError(f"{self.name}: a rule that asks for xp or needs must come with a formula")
+    outs = list(self.outputs) if self.outputs else ["out"]
+    known = [*names, *(n + "_shape" for n in names), *self.options, *outs]
+    if wanted - set(known):
+        raise TypeError(f"{self.name}: a rule asks for {sorted(wanted - set(known))}; has {known}")
+    return [n for n in known if n in wanted]
+
+
+# ---------------------------------------------------------------------- compiling it
+def compile_operation(self: Operation, node_name: str) -> None:
+    """Make the public function and the node class."""
+    camel = "".join(part.capitalize() for part in self.name.strip("_").split("_"))
+    self.node = type(node_name or f"{camel}Backward0", (Node,), {"__slots__": (), "op": self})
+    names: dict[str, Any] = {
+        "_np": numpy_backend, "_xp_of": array_namespace, "_ndarray": numpy.ndarray,
+        "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
+        "_new_node": object.__new__, "_Node": self.node, "_Slot": Slot, "_mode": mode,
+        "_clock": clock, "_forward": self.forward, "_operand": as_operand, "_promote": promote_all,
+        "_to_float": to_float, "_asarray": _asarray, "_recover": recover, "_freed": freed,
+        "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
+        "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
+    }  # fmt: skip
+    names |= {f"_default_{q.name}": q.default for q in self.plan.parameters}
+    names |= {f"_rule_{n}": rule for n, rule in self.rules.items()}
+    if self.outputs:
+        names["_result"] = _result_type(self)
+    self.source = call_source(self.plan)
+    if self.plan.rules:
+        self.source += pull_source(self.plan, graph=False)
+        if self.formula is None:
+            self.source += pull_source(self.plan, graph=True)
+    filename = f"<distgrad operation {self.name}>"
+    linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
+    exec(compile(self.source, filename, "exec"), names)
+    if self.plan.rules:
+        self.node.pull = names["pull"]  # type: ignore[method-assign]
+        self.node.pull_graph = names.get("pull_graph", _pull_formula)  # type: ignore[method-assign]
+    for place, name in enumerate(self.plan.kept):
+        setattr(self.node, f"_saved_{name}", property(_saved_reader(place)))
+    self.function = names[self.name]
+    self.function.__doc__ = self.forward.__doc__
+    self.function.__module__ = self.forward.__module__
+    self.function.__annotations__ = _public_annotations(self)
+    self.function.op = self  # type: ignore[attr-defined]
+
+
+def _result_type(self: Operation) -> Any:
+    """Return the named tuple of several outputs, in the manner of ``torch.return_types``."""
+    from collections import namedtuple  # noqa: PLC0415  (typing.NamedTuple needs literal fields)
+
+    assert self.outputs
+    return namedtuple(self.name, list(self.outputs))
+
+
+def _saved_reader(place: int) -> Callable[[Node], Any]:
+    def read(node: Node) -> Any:
+        if node.saved is None:
+            raise freed(node)
+        return node.saved[place]
+
+    return read
+
+
+def _public_annotations(self: Operation) -> dict[str, Any]:
+    notes = {q.name: q.annotation for q in self.plan.parameters}
+    many = self.outputs or self.plan.variadic
+    return notes | {"return": "tuple[Tensor, ...]" if many else "Tensor"}
+
+
+def _attach_slots(node: Node, outs: list[Tensor]) -> None:
+    """Connect differentiable outputs with their node: straight for one, by slots for several."""
+    if len(outs) == 1 and not node.op.plan.variadic:  # type: ignore[attr-defined]
+        node._shape = outs[0].array.shape
+        outs[0].requires_grad, outs[0]._node = True, node
+        return
+    node._shape = ()
+    node.likes = tuple((o.array.shape, array_namespace(o.array), o.array.dtype) for o in outs)
+    for index, out in enumerate(outs):
+        out.requires_grad, out._node = True, Slot(node, index, out.array)
+
+
+def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
+    """Differentiate a fused operation through its formula, recording a graph.
+
+    Operands are passed as aliases, so that a history which one of them shares with another is
+    not walked here.
+    """
+    op_: Operation = node.op
+    if node.saved is None:
+        raise freed(node)
+    values = dict(zip(op_.plan.kept, node.saved, strict=True))
+    check_unchanged(node, tuple(values[o.name] for o in op_.operands), False)
+    names = list(op_.plan.rules)
+    wanted = [n for n, edge in zip(names, node._edges, strict=True) if edge is not None]
+    for name in wanted:
+        values[name] = F.alias(values[name])
+    asks = [n for n in inspect.signature(op_.formula).parameters if n != "F"]  # type: ignore[arg-type]
+    out = op_.formula(F, **{n: values[n] for n in asks})  # type: ignore[misc]
+    roots = [(edge_of(out), g)] if isinstance(out, Tensor) else [
+        (edge_of(o), d) for o, d in zip(out, g, strict=True) if d is not None
+    ]  # fmt: skip
+    edges = [edge_of(values[n]) for n in wanted]
+    found = engine.run(
+        roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False
+    )
+    grads = dict(zip(wanted, found, strict=True))
+    return tuple(grads.get(n) for n in names)
+
+
+# ---------------------------------------------------------------------- operands and errors
+_numbers: dict[Any, Tensor] = {}
+
+
+def as_operand(value: Any, others: Sequence[Any]) -> Any:
+    """Return ``value`` as a tensor; a number takes its dtype by promotion with ``others``."""
+    kind = type(value)
+    if kind is float or kind is int:
+        try:
+            return _numbers[value, kind, others[0].array.dtype.char]
+        except (KeyError, AttributeError):
+            pass
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, int | float | complex | numpy.generic):
+        return _number(value, next((o.array for o in others if isinstance(o, Tensor)), None))
+    if isinstance(value, numpy.ndarray):
+        return wrap(value)
+    return value  # recover() names it
+
+
+def _number(value: Any, like: Any) -> Tensor:
+    if isinstance(value, numpy.generic):
+        value = value.item()
+    if like is None:
+        like = numpy.zeros((), default_float() if isinstance(value, float) else numpy.int64)
+    number = wrap(scalar(value, like))
+    if type(value) in (int, float) and type(like) is numpy.ndarray and value != 0.0:
+        if len(_numbers) > 4096:  # 0.0 and -0.0 are one key, so neither is kept
+            _numbers.clear()
+        _numbers[value, type(value), like.dtype.char] = number
+    return number
+
+
+def promote_all(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors converted to the dtype that PyTorch's promotion gives; recorded."""
+    joint = tensors[0].array
+    dtype = joint.dtype
+    for t in tensors[1:]:
+        dtype = promote_arrays(joint, t.array)
+        joint = numpy.empty((0,) * max(joint.ndim, t.array.ndim), dtype)
+    return tuple(t if t.array.dtype == dtype else cast(t, dtype) for t in tensors)
+
+
+def to_float(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return integer and bool tensors converted to the default float."""
+    return tuple(cast(t, default_float()) for t in tensors)
+
+
+def cast(tensor: Tensor, dtype: Any) -> Tensor:
+    """Return ``tensor`` in ``dtype``; recorded."""
+    out: Tensor = table["to_dtype"].function(tensor, dtype)
+    return out
+
+
+def _asarray(data: Any) -> Any:
+    return numpy.asarray(data) if isinstance(data, numpy.generic | float | int) else data
+
+
+def recover(
+    name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """Raise what ``explain`` makes of an error inside an operation."""
+    placed = explain(name, error, operands, options)
+    if placed is error:
+        raise error
+    raise placed from error
+
+
+# ---------------------------------------------------------------------- methods and operators
+_DUNDER = {
+    "+": "add", "-": "sub", "*": "mul", "/": "truediv", "@": "matmul", "**": "pow", "//": "floordiv",
+    "%": "mod", "&": "and", "|": "or", "^": "xor", "<<": "lshift", ">>": "rshift",
+}  # fmt: skip
+_COMPARE = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+_UNARY = {"neg": "neg", "abs": "abs", "~": "invert"}
+
+
+def _attach_methods(self: Operation, method: bool | str, operator: str, inplace: bool) -> None:
+    function = self.function
+    if isinstance(method, str):
+        setattr(Tensor, self.name, _gathering(function, method.lstrip("*")))
+    elif method:
+        setattr(Tensor, self.name, function)
+    if inplace:
+        setattr(Tensor, self.name + "_", in_place(function, self.name + "_"))
+    if operator in _DUNDER:
+        word = _DUNDER[operator]
+        setattr(Tensor, f"__{word}__", function)
+        setattr(Tensor, f"__r{word}__", _reflected(function))
+        if inplace:
+            setattr(Tensor, f"__i{word}__", getattr(Tensor, self.name + "_"))
+    elif operator in _COMPARE:
+        setattr(Tensor, f"__{_COMPARE[operator]}__", _comparison(function))
+    elif operator:
+        setattr(Tensor, f"__{_UNARY[operator]}__", function)
+
+
+def _reflected(function: Callable[..., Tensor]) -> Callable[[Tensor, Any], Tensor]:
+    def reflected(self: Tensor, other: Any) -> Tensor:
+        return function(other, self)
+
+    return reflected
+
+
+def _comparison(function: Callable[..., Tensor]) -> Callable[[Tensor, Any], Any]:
+    def compare(self: Tensor, other: Any) -> Any:
+        try:
+            return function(self, other)
+        except ArgumentTypeError:
+            return NotImplemented  # tensor == None is False, as in PyTorch
+
+    return compare
+
+
+def _gathering(function: Callable[..., Any], option: str) -> Callable[..., Any]:
+    """Return a method that takes ``option`` as separate positional arguments or as one sequence."""
+
+    def method(self: Tensor, *values: Any, **options: Any) -> Any:
+        if option in options:
+            return function(self, **options)
+        one = len(values) == 1 and isinstance(values[0], list | tuple)
+        return function(self, tuple(values[0]) if one else values, **options)
+
+    method.__name__, method.__doc__ = function.__name__, function.__doc__
+    return method

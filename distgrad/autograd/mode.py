@@ -1,0 +1,150 @@
+"""Switches of recording: ``no_grad``, ``enable_grad``, ``set_grad_enabled``, ``inference_mode``.
+
+Each thread has its own state, as in PyTorch: a new thread records.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from distgrad.errors import ArgumentTypeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Mode(threading.local):
+    """The state of one thread."""
+
+    grad = True
+    inference = False
+
+
+mode = Mode()
+
+
+def is_grad_enabled() -> bool:
+    """Return True when operations of this thread are recorded."""
+    return mode.grad
+
+
+def is_inference_mode_enabled() -> bool:
+    """Return True inside ``inference_mode``."""
+    return mode.inference
+
+
+class _Switch:
+    """A context manager and decorator that sets ``mode`` and puts it back."""
+
+    _grad = True
+    _inference: bool | None = None
+
+    def __enter__(self) -> None:
+        self._before = (mode.grad, mode.inference)
+        mode.grad = self._grad
+        if self._inference is not None:
+            mode.inference = self._inference
+
+    def __exit__(self, *error: object) -> None:
+        mode.grad, mode.inference = self._before
+
+    def _again(self) -> _Switch:
+        """Return a fresh switch of the same setting, so that decorated functions can recurse."""
+        return type(self)()
+
+    def __call__(self, function: F) -> F:
+        if inspect.isgeneratorfunction(function):
+            return self._generator(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return function(*args, **kwargs)
+
+        return wrapped  # type: ignore[return-value]
+
+    def _generator(self, function: F) -> F:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            generator = function(*args, **kwargs)
+            value = None
+            while True:
+                with self._again():
+                    try:
+                        item = generator.send(value)
+                    except StopIteration as stop:
+                        return stop.value
+                value = yield item
+
+        return wrapped  # type: ignore[return-value]
+
+
+class no_grad(_Switch):
+    """Turns recording off inside a ``with`` block or a decorated function.
+
+    Example:
+        >>> import distgrad as dg
+        >>> x = dg.ones(2, requires_grad=True)
+        >>> with dg.no_grad():
+        ...     y = x * 2
+        >>> y.requires_grad
+        False
+    """
+
+    _grad = False
+
+    def __new__(cls, function: Any = None) -> Any:
+        """Return the switch, or ``function`` decorated when used as ``@no_grad``."""
+        self = super().__new__(cls)
+        return self if function is None else self(function)
+
+
+class enable_grad(no_grad):
+    """Turns recording on inside a ``with`` block or a decorated function."""
+
+    _grad = True
+
+
+class set_grad_enabled(_Switch):
+    """Turns recording on or off: at once when called, until the end of a ``with`` block."""
+
+    def __init__(self, mode_: bool) -> None:
+        self._grad = bool(mode_)
+        self._before = (mode.grad, mode.inference)
+        mode.grad = self._grad
+
+    def __enter__(self) -> None:
+        mode.grad = self._grad
+
+    def __call__(self, function: F) -> F:
+        mode.grad = self._before[0]
+        return super().__call__(function)
+
+    def _again(self) -> _Switch:
+        return set_grad_enabled(self._grad)
+
+
+class inference_mode(_Switch):
+    """Turns recording off; tensors made inside can never take part in autograd later.
+
+    Args:
+        mode: False turns recording on again inside an outer inference mode.
+    """
+
+    def __new__(cls, mode: Any = True) -> Any:
+        """Return the switch, or the function decorated when used as ``@inference_mode``."""
+        self = super().__new__(cls)
+        if callable(mode):
+            self._grad, self._inference = False, True
+            return self(mode)
+        if not isinstance(mode, bool):
+            raise ArgumentTypeError(f"inference_mode(mode={mode!r}): takes a bool")
+        self._grad, self._inference = not mode, mode
+        return self
+
+    def _again(self) -> _Switch:
+        switch: _Switch = inference_mode(bool(self._inference))
+        return switch

@@ -1,0 +1,1 @@
+"""Arrays and what belongs to them: types, devices, random numbers, printing, NumPy and CuPy."""

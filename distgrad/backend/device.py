@@ -1,0 +1,232 @@
+"""Devices: ``cpu`` is NumPy's memory, ``cuda`` is CuPy's. CuPy is imported when it is needed."""
+
+from __future__ import annotations
+
+import contextvars
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from distgrad.backend import numpy_backend
+from distgrad.errors import ArgumentTypeError, DeviceError
+from distgrad.typing import Array, Namespace
+
+_TEXT = re.compile(r"([a-z]+)(?::(0|[1-9][0-9]*))?")
+
+
+class device:
+    """A place where arrays live: ``cpu``, the current GPU ``cuda``, or GPU ``n`` ``cuda:n``.
+
+    Naming a GPU is allowed without one; using it is not.
+
+    Args:
+        type: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, a number of a GPU, or another device.
+        index: the number of the GPU when ``type`` does not hold it.
+
+    Raises:
+        DeviceError: for a name that is neither cpu nor cuda.
+
+    Example:
+        >>> device("cuda:1"), str(device("cuda", 1)), device("cpu").index
+        (device(type='cuda', index=1), 'cuda:1', None)
+    """
+
+    __slots__ = ("index", "type")
+    type: str
+    index: int | None
+
+    def __init__(self, type: device | str | int, index: int | None = None) -> None:
+        if isinstance(type, device):
+            self.type, self.index = type.type, type.index
+        elif isinstance(type, str):
+            self.type, self.index = _parse(type, index)
+        elif isinstance(type, int) and not isinstance(type, bool) and index is None:
+            self.type, self.index = "cuda", _checked_index(type, repr(type))
+        else:
+            raise ArgumentTypeError(
+                f"device({type!r}, {index!r}): not a device; use 'cpu', 'cuda' or 'cuda:<number>'"
+            )
+
+    def __repr__(self) -> str:
+        number = "" if self.index is None else f", index={self.index}"
+        return f"device(type='{self.type}'{number})"
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, device):
+            return NotImplemented
+        return self.type == other.type and self.index == other.index
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return device, (str(self),)
+
+    def __enter__(self) -> device:
+        _DEFAULT.set((*_DEFAULT.get(), self))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _DEFAULT.set(_DEFAULT.get()[:-1])
+
+
+def _parse(text: str, index: int | None) -> tuple[str, int | None]:
+    match = _TEXT.fullmatch(text)
+    if match is None or (match[2] is not None and index is not None):
+        raise DeviceError(
+            f"device({text!r}, {index!r}): not the name of a device; "
+            "use 'cpu', 'cuda' or 'cuda:<number>'"
+        )
+    kind = match[1]
+    if kind not in ("cpu", "cuda"):
+        raise DeviceError(
+            f"device({text!r}): there is no device type {kind!r} here; use 'cpu' or 'cuda'"
+        )
+    number = index if match[2] is None else int(match[2])
+    if number is not None:
+        _checked_index(number, repr(text))
+        if kind == "cpu" and number > 0:
+            raise DeviceError(f"device('cpu', {number}): there is one cpu device; use 'cpu'")
+    return kind, number
+
+
+def _checked_index(index: int, text: str) -> int:
+    if index < 0:
+        raise DeviceError(f"device({text}): device numbers start at 0, got {index}")
+    return index
+
+
+CPU = device("cpu")
+_DEFAULT: contextvars.ContextVar[tuple[device, ...]] = contextvars.ContextVar(
+    "distgrad_default_device", default=(CPU,)
+)
+
+
+def get_default_device() -> device:
+    """The device on which tensors are made when none is named."""
+    return _DEFAULT.get()[-1]
+
+
+def set_default_device(d: device | str | int | None) -> None:
+    """Sets the device on which tensors are made when none is named; ``None`` means the cpu."""
+    chosen = CPU if d is None else device(d)
+    namespace_of(chosen)
+    _DEFAULT.set((chosen,))
+
+
+# --- CUDA -------------------------------------------------------------------------------------
+
+_CUDA_COUNT = 0  # 0: not looked yet, or none found
+
+
+def _cupy(asked: str) -> ModuleType:
+    """CuPy with a working GPU behind it; ``asked`` is what the user wrote."""
+    global _CUDA_COUNT
+    try:
+        import cupy  # optional, and it looks for CUDA when it is imported
+    except ImportError as error:
+        raise DeviceError(
+            f"{asked}: CuPy is not installed; pip install 'distgrad[cuda12]' "
+            "(or 'distgrad[cuda13]'), or use device 'cpu'"
+        ) from error
+    if not _CUDA_COUNT:
+        try:
+            _CUDA_COUNT = int(cupy.cuda.runtime.getDeviceCount())
+            reason = "the driver reports no GPU"
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            reason = str(error)
+        if not _CUDA_COUNT:
+            raise DeviceError(
+                f"{asked}: CuPy {cupy.__version__} is installed, but the NVIDIA driver gives no "
+                f"GPU ({reason}); install or expose a driver and a GPU that fit this CuPy, "
+                "or use device 'cpu'"
+            )
+    module: ModuleType = cupy
+    return module
+
+
+def cuda_device_count() -> int:
+    """The number of GPUs that can be used; 0 without CuPy or without a driver."""
+    try:
+        _cupy("cuda_device_count()")
+    except DeviceError:
+        return 0
+    return _CUDA_COUNT
+
+
+def is_cuda_available() -> bool:
+    """Whether device ``cuda`` can be used."""
+    return cuda_device_count() > 0
+
+
+def _cuda_backend(asked: str, index: int | None) -> ModuleType:
+    _cupy(asked)
+    if index is not None and index >= _CUDA_COUNT:
+        raise DeviceError(
+            f"{asked}: there are {_CUDA_COUNT} GPUs, numbered from 0; "
+            f"use 'cuda:{_CUDA_COUNT - 1}' or a lower number"
+        )
+    from distgrad.backend import cupy_backend  # it imports CuPy
+
+    return cupy_backend
+
+
+# --- arrays and their places ------------------------------------------------------------------
+
+_NAMESPACES: dict[type, Namespace] = {np.ndarray: numpy_backend}
+
+
+def array_namespace(array: Array) -> Namespace:
+    """The module of functions for this array: numpy_backend or cupy_backend."""
+    found = _NAMESPACES.get(type(array))
+    return found if found is not None else _find_namespace(array)
+
+
+def _find_namespace(array: Array) -> Namespace:
+    kind = type(array)
+    if isinstance(array, np.ndarray | np.generic):
+        found: Namespace = numpy_backend
+    elif kind.__module__.partition(".")[0] == "cupy":
+        found = _cuda_backend("array_namespace(cupy array)", None)
+    else:
+        raise ArgumentTypeError(
+            f"array_namespace({kind.__name__}): not a NumPy or CuPy array; "
+            "convert it with numpy.asarray first"
+        )
+    _NAMESPACES[kind] = found
+    return found
+
+
+def namespace_of(d: device) -> Namespace:
+    """The module of functions for arrays on device ``d``.
+
+    Raises:
+        DeviceError: for ``cuda`` without CuPy, without a driver, or with too high a number.
+    """
+    return numpy_backend if d.type == "cpu" else _cuda_backend(f"device({str(d)!r})", d.index)
+
+
+def device_of(array: Array) -> device:
+    """The device on which ``array`` lives."""
+    if array_namespace(array) is numpy_backend:
+        return CPU
+    return device("cuda", int(array.device.id))
+
+
+def to_device(array: Array, d: device) -> Array:
+    """``array`` on device ``d``: itself when it is there already, else a copy."""
+    here = array_namespace(array)
+    there = namespace_of(d)
+    if d.type == "cpu":
+        host: Array = here.to_numpy(array)
+        return host
+    if here is there and (d.index is None or array.device.id == d.index):
+        return array
+    cupy = _cupy(f"device({str(d)!r})")
+    with cupy.cuda.Device(d.index):
+        return there.asarray(array)

@@ -1,0 +1,481 @@
+"""NumPy as the array namespace of operations, with what it lacks or does slowly.
+
+Operations get this module or `cupy_backend` as ``xp``. Both define the same functions below.
+Floating point types narrower than float32 are computed in float32.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+# Operations write xp.multiply, xp.exp, xp.float32 ...: the namespace is NumPy's own, and more.
+# It holds max, min, sum, bool … too, so this file writes builtins.max where it means Python's.
+from numpy import *  # noqa: F403
+
+from distgrad.typing import Array, Shape
+
+# --- arrays -----------------------------------------------------------------------------------
+
+
+def to_numpy(a: Array) -> np.ndarray[Any, Any]:
+    """``a`` as a NumPy array in host memory; itself when it is one."""
+    return np.asarray(a)
+
+
+def sum_to_shape(g: Array, shape: Shape) -> Array:
+    """``g`` summed over the axes along which ``shape`` was broadcast to the shape of ``g``.
+
+    Example:
+        >>> sum_to_shape(np.ones((2, 3)), (3,))
+        array([2., 2., 2.])
+    """
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    if extra and g.shape[extra:] == shape and g.flags.c_contiguous and g.dtype.char in "fd":
+        # A row vector times a matrix is the sum of its rows, at the speed of BLAS.
+        rows = g.reshape(-1, math.prod(shape))
+        return np.matmul(np.ones(len(rows), g.dtype), rows).reshape(shape)
+    axes = [i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1)]
+    return g.sum(axis=tuple(axes), dtype=g.dtype).reshape(shape)
+
+
+def pad_zeros(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    """``x`` with zeros before and after its last axes; negative numbers cut away.
+
+    Args:
+        pads: (before, after) for each of the last ``len(pads)`` axes, in their order.
+    """
+    pads = [(0, 0)] * (x.ndim - len(pads)) + list(pads)
+    sizes = [n + before + after for n, (before, after) in zip(x.shape, pads, strict=True)]
+    out = np.zeros(sizes, x.dtype)
+    source, target = [], []
+    for n, (before, after) in zip(x.shape, pads, strict=True):
+        source.append(slice(builtins.max(-before, 0), n - builtins.max(-after, 0)))
+        end = n + before + after - builtins.max(after, 0)
+        target.append(slice(builtins.max(before, 0), end))
+    out[tuple(target)] = x[tuple(source)]
+    return out
+
+
+def windows(
+    x: Array, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """A view of every window of size ``kernel`` over the last ``k`` axes of ``x``.
+
+    Shape:
+        x: ``(*, L1 … Lk)``; result: ``(*, O1 … Ok, K1 … Kk)`` with
+        ``O = (L - dilation * (K - 1) - 1) // stride + 1``. It shares the memory of ``x``.
+
+    Example:
+        >>> windows(np.arange(5), [3], [2], [1])
+        array([[0, 1, 2],
+               [2, 3, 4]])
+    """
+    lead = x.ndim - len(kernel)
+    steps = x.strides[lead:]
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[lead:], kernel, stride, dilation, strict=True)
+    ]
+    shape = (*x.shape[:lead], *counts, *kernel)
+    strides = (
+        *x.strides[:lead],
+        *(step * s for step, s in zip(steps, stride, strict=True)),
+        *(step * d for step, d in zip(steps, dilation, strict=True)),
+    )
+    return np.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+# --- adding at indices ------------------------------------------------------------------------
+
+
+def add_at(out: Array, index: Array, values: Array) -> None:
+    """Adds ``values`` to the rows ``out[index]`` in place; rows named twice get both.
+
+    Shape:
+        out: ``(V, *)``, index: any shape ``I`` with values in [0, V), values: ``(*I, *)``.
+    """
+    count = len(out)
+    width = math.prod(out.shape[1:])
+    if not index.size or not width:
+        return
+    flat = index.reshape(-1)
+    rows = values.reshape(-1, width)
+    target = out.reshape(count, width)
+    if count <= 128 and width > 1 and out.dtype.char in "fd":
+        _add_by_product(target, flat, rows)
+    elif width <= 32 and out.dtype.char in "fd":
+        for column in range(width):
+            target[:, column] += np.bincount(flat, rows[:, column], count)
+    elif width <= 32:
+        np.add.at(target, flat, rows)
+    else:
+        for place, row in zip(flat.tolist(), rows, strict=True):
+            total = target[place]
+            total += row
+    if not np.may_share_memory(target, out):
+        out[...] = target.reshape(out.shape)
+
+
+def _add_by_product(target: Array, flat: Array, rows: Array) -> None:
+    """One-hot matrix times rows: for few targets GEMM beats every loop."""
+    chunk = 4096
+    for start in range(0, len(flat), chunk):
+        part = flat[start : start + chunk]
+        one_hot = np.zeros((len(part), len(target)), target.dtype)
+        one_hot[np.arange(len(part)), part] = 1
+        target += one_hot.T @ rows[start : start + chunk]
+
+
+def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
+    """Adds ``src`` to ``out`` in place at ``index`` along axis ``dim``.
+
+    Shape:
+        index: at most the size of ``src`` in every axis and of ``out`` in every axis but ``dim``.
+    """
+    if not index.size:
+        return
+    if out.ndim == 0:
+        out += src.reshape(())
+        return
+    places = [
+        np.arange(n).reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+        for axis, n in enumerate(index.shape)
+    ]
+    places[dim] = index
+    source = src[tuple(slice(n) for n in index.shape)]
+    linear = np.ravel_multi_index(np.broadcast_arrays(*places), out.shape).reshape(-1)
+    flat = out.reshape(-1)
+    # One axis on both sides is ufunc.at's fast path.
+    np.add.at(flat, linear, source.reshape(-1))
+    if not np.may_share_memory(flat, out):
+        out[...] = flat.reshape(out.shape)
+
+
+# --- softmax and its relatives ----------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``, without overflow or loss of small values."""
+    out = np.asarray(np.negative(x, dtype=_float_type(x)))
+    with np.errstate(over="ignore"):  # exp gives inf, its reciprocal the right 0
+        np.exp(out, out=out)
+    out += 1
+    np.reciprocal(out, out=out)
+    return out
+
+
+def _sum_last(x: Array) -> Array:
+    """The sums over the last axis, kept as size 1: BLAS adds six times faster than ``sum``."""
+    if x.dtype.char in "fd" and x.shape[-1] > 8:
+        return np.matmul(x, np.ones(x.shape[-1], x.dtype))[..., None]
+    return x.sum(axis=-1, keepdims=True, dtype=x.dtype)
+
+
+def _shift_by_max(x: Array, axis: int, out: Array | None) -> tuple[Array, Array]:
+    """``x`` less its maximum along ``axis`` (0 where that is infinite), and the maximum."""
+    top = np.max(x, axis=axis, keepdims=True)
+    if not np.isfinite(top).all():
+        top = np.where(np.isfinite(top) | np.isnan(top), top, 0)
+        with np.errstate(invalid="ignore"):
+            return np.subtract(x, top, out=out), top
+    return np.subtract(x, top, out=out), top
+
+
+def softmax_(x: Array, axis: int) -> Array:
+    """``x`` itself, replaced by its softmax along ``axis``; a row of ``-inf`` gives nan."""
+    if not x.size:
+        return x
+    _shift_by_max(x, axis, x)
+    np.exp(x, out=x)
+    last = axis in (-1, x.ndim - 1) and x.ndim > 0
+    total = _sum_last(x) if last else x.sum(axis=axis, keepdims=True, dtype=x.dtype)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if last and x.dtype.char in "fd":
+            x *= np.reciprocal(total)
+        else:
+            x /= total
+    return x
+
+
+def log_softmax(x: Array, axis: int) -> Array:
+    """The logarithm of the softmax of ``x`` along ``axis``; a row of ``-inf`` gives nan."""
+    x = x.astype(_float_type(x), copy=False)
+    if not x.size:
+        return x.copy()
+    shifted, _ = _shift_by_max(x, axis, None)
+    exponentials = np.exp(shifted)
+    if axis in (-1, x.ndim - 1) and x.ndim:
+        total = _sum_last(exponentials)
+    else:
+        total = exponentials.sum(axis, keepdims=True, dtype=x.dtype)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shifted -= np.log(total)
+    return shifted
+
+
+def logsumexp(x: Array, axis: int | tuple[int, ...], keepdims: builtins.bool = False) -> Array:
+    """The logarithm of the sum of exponentials over ``axis``; of no elements it is ``-inf``."""
+    x = x.astype(_float_type(x), copy=False)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+        top = np.where(np.isinf(top), x.dtype.type(0), top)
+        total = np.exp(x - top).sum(axis=axis, keepdims=True, dtype=x.dtype)
+        result = np.log(total) + top
+    return result if keepdims else result.squeeze(axis)
+
+
+# --- special functions ------------------------------------------------------------------------
+
+# Elements per step: the intermediate arrays stay in the level-2 cache.
+_STEP = 1 << 14
+
+
+def _float_type(x: Array) -> np.dtype[Any]:
+    """The floating point type of a function's result for ``x``."""
+    return x.dtype if x.dtype.kind not in "biu" else np.dtype(np.float32)
+
+
+def _elementwise(
+    x: Array,
+    narrow: Callable[[Array], Array] | None,
+    wide: Callable[[Array], Array],
+) -> Array:
+    """``x`` through ``wide`` in float64, or through ``narrow`` in float32 where there is one."""
+    kind = _float_type(x)
+    is_wide = kind == np.float64 or narrow is None
+    work = np.float64 if is_wide else np.float32
+    function = wide if is_wide or narrow is None else narrow
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty(flat.size, kind)
+    with np.errstate(all="ignore"):
+        for start in range(0, flat.size, _STEP):
+            part = slice(start, start + _STEP)
+            out[part] = function(flat[part].astype(work, copy=False))
+    return out.reshape(x.shape)
+
+
+def _horner(x: Array, coefficients: Sequence[float]) -> Array:
+    """The polynomial with these coefficients, the highest power first."""
+    value = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value *= x
+        value += x.dtype.type(coefficient)
+    return value
+
+
+# fmt: off
+# erf in float32: minimax rational of Eigen's generic implementation, within 3 units of the last
+# place; |x| > 4 rounds to 1.
+_ERF32_P = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+)
+_ERF32_Q = (
+    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+# erf in float64: W. J. Cody, "Rational Chebyshev approximations for the error function",
+# Math. Comp. 23 (1969): up to 0.46875, up to 4, above.
+_ERF_A = (
+    1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+    3.20937758913846947e3,
+)
+_ERF_B = (
+    1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3,
+    2.84423683343917062e3,
+)
+_ERF_C = (
+    2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+    2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
+    1.23033935479799725e3,
+)
+_ERF_D = (
+    1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2,
+    1.62138957456669019e3, 3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3,
+    1.23033935480374942e3,
+)
+_ERF_P = (
+    1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
+    1.60837851487422766e-2, 6.58749161529837803e-4,
+)
+_ERF_Q = (
+    1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1,
+    6.05183413124413191e-2, 2.33520497626869185e-3,
+)
+# fmt: on
+
+
+def _erf32(x: Array) -> Array:
+    x = np.clip(x, np.float32(-4), np.float32(4))
+    square = x * x
+    value = _horner(square, _ERF32_P)
+    value *= x
+    value /= _horner(square, _ERF32_Q)
+    return value
+
+
+def _erf_small(x: Array) -> Array:
+    square = x * x
+    return x * _horner(square, _ERF_A) / _horner(square, _ERF_B)
+
+
+def _erfc_large(y: Array) -> Array:
+    """erfc of numbers above 0.46875."""
+    value = _horner(y, _ERF_C) / _horner(y, _ERF_D)
+    far = y > 4
+    if far.any():
+        z = 1 / np.square(y[far])
+        tail = z * _horner(z, _ERF_P) / _horner(z, _ERF_Q)
+        value[far] = (1 / math.sqrt(math.pi) - tail) / y[far]
+    # exp(-y²) from a short and a small factor, so that squaring loses no bits
+    short = np.trunc(y * 16) / 16
+    return value * np.exp(-short * short) * np.exp((short - y) * (short + y))
+
+
+def _erf64(x: Array) -> Array:
+    out = _erf_small(x)
+    size = np.abs(x)
+    big = size > 0.46875
+    # Beyond 6 nothing of erfc is left in 1 - erfc.
+    out[big] = np.copysign(1 - _erfc_large(np.minimum(size[big], 6)), x[big])
+    return out
+
+
+def _erfc64(x: Array) -> Array:
+    out = 1 - _erf_small(x)
+    size = np.abs(x)
+    big = size > 0.46875
+    tail = _erfc_large(np.minimum(size[big], 30))  # 0 from 27 on
+    out[big] = np.where(x[big] < 0, 2 - tail, tail)
+    return out
+
+
+def erf(x: Array) -> Array:
+    """The error function of ``x``."""
+    return _elementwise(x, _erf32, _erf64)
+
+
+def erfc(x: Array) -> Array:
+    """``1 - erf(x)``, exact to the last bits where it is small."""
+    return _elementwise(x, None, _erfc64)
+
+
+# Starting values for erfinv: rationals for |y| <= 0.7 and above, good to 4 digits.
+_ERFINV_A = (-0.140543331, 0.914624893, -1.645349621, 0.886226899)
+_ERFINV_B = (0.012229801, -0.329097515, 1.442710462, -2.118377725, 1.0)
+_ERFINV_C = (1.641345311, 3.429567803, -1.624906493, -1.970840454)
+_ERFINV_D = (1.637067800, 3.543889200, 1.0)
+
+
+def _erfinv64(y: Array) -> Array:
+    size = np.abs(y)
+    rest = 1 - size
+    square = y * y
+    x = size * _horner(square, _ERFINV_A) / _horner(square, _ERFINV_B)
+    outer = size > 0.7
+    z = np.sqrt(-np.log(rest[outer] / 2))
+    x[outer] = _horner(z, _ERFINV_C) / _horner(z, _ERFINV_D)
+    for _ in range(2):  # Halley's method, on erfc where erf is flat
+        error = _erf64(x) - size
+        error[outer] = rest[outer] - _erfc64(x[outer])
+        step = error * (math.sqrt(math.pi) / 2) * np.exp(x * x)
+        x -= step / (1 + x * step)
+    x[size == 1] = np.inf
+    return np.copysign(x, y)
+
+
+def erfinv(x: Array) -> Array:
+    """The number whose error function is ``x``: infinite at ±1, nan beyond."""
+    return _elementwise(x, None, _erfinv64)
+
+
+# fmt: off
+# lgamma: S. Moshier's Cephes: a rational on [2, 3), Stirling's series from 13 on.
+_LGAMMA_A = (
+    8.11614167470508450300e-4, -5.95061904284301438324e-4, 7.93650340457716943945e-4,
+    -2.77777777730099687205e-3, 8.33333333333331927722e-2,
+)
+_LGAMMA_B = (
+    -1.37825152569120859100e3, -3.88016315134637840924e4, -3.31612992738871184744e5,
+    -1.16237097492762307383e6, -1.72173700820839662146e6, -8.53555664245765465627e5,
+)
+_LGAMMA_C = (
+    1.0, -3.51815701436523470549e2, -1.70642106651881159223e4, -2.20528590553854454839e5,
+    -1.13933444367982507207e6, -2.53252307177582951285e6, -2.01889141433532773231e6,
+)
+# fmt: on
+
+
+def _lgamma_positive(x: Array) -> Array:
+    stirling = (x - 0.5) * np.log(x) - x + math.log(2 * math.pi) / 2
+    stirling += _horner(1 / (x * x), _LGAMMA_A) / x
+    near = x < 13
+    u = x[near]
+    product = np.ones_like(u)
+    for _ in range(2):
+        low = u < 2
+        product[low] /= u[low]
+        u[low] += 1
+    for _ in range(10):
+        high = u >= 3
+        u[high] -= 1
+        product[high] *= u[high]
+    u -= 2
+    stirling[near] = np.log(product) + u * _horner(u, _LGAMMA_B) / _horner(u, _LGAMMA_C)
+    return np.where(np.isinf(x), np.inf, stirling)
+
+
+def _sin_pi(x: Array) -> Array:
+    return np.sin(math.pi * (x - np.round(x)))
+
+
+def _lgamma64(x: Array) -> Array:
+    out = _lgamma_positive(np.maximum(x, 0.5))
+    low = x < 0.5
+    y = x[low]
+    reflected = math.log(math.pi) - np.log(np.abs(_sin_pi(y))) - _lgamma_positive(1 - y)
+    out[low] = np.where(np.isinf(y), np.inf, reflected)
+    return np.where(np.isnan(x), np.nan, out)
+
+
+def lgamma(x: Array) -> Array:
+    """The logarithm of the absolute value of the gamma function; infinite at its poles."""
+    return _elementwise(x, None, _lgamma64)
+
+
+# Bernoulli numbers B(2k) / 2k, k = 7 … 1, of the asymptotic series of digamma.
+_DIGAMMA = (1 / 12, -691 / 32760, 1 / 132, -1 / 240, 1 / 252, -1 / 120, 1 / 12)
+
+
+def _digamma_positive(x: Array) -> Array:
+    shift = np.zeros_like(x)
+    x = x.copy()
+    for _ in range(10):
+        low = x < 10
+        shift[low] -= 1 / x[low]
+        x[low] += 1
+    z = 1 / (x * x)
+    return np.log(x) - 0.5 / x - z * _horner(z, _DIGAMMA) + shift
+
+
+def _digamma64(x: Array) -> Array:
+    out = _digamma_positive(np.maximum(x, 0.5))
+    low = x < 0.5
+    y = x[low]
+    remainder = y - np.round(y)
+    reflected = _digamma_positive(1 - y) - math.pi / np.tan(math.pi * remainder)
+    reflected[remainder == 0] = np.nan
+    out[low] = np.where(y == 0, -np.copysign(np.inf, y), reflected)
+    return np.where(np.isnan(x), np.nan, out)
+
+
+def digamma(x: Array) -> Array:
+    """The derivative of `lgamma`: nan at its poles, ∓inf at ±0."""
+    return _elementwise(x, None, _digamma64)

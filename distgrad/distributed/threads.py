@@ -1,0 +1,348 @@
+"""n ranks as threads of one process: the whole distributed behaviour without MPI, for tests.
+
+Every rank hands its transfer to the round of that number; the last one to arrive compares the calls
+and moves the data for all, while the others wait or go on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from distgrad.distributed.default import set_thread_group
+from distgrad.distributed.group import (
+    CompletedWork,
+    HostArray,
+    ProcessGroup,
+    Transfer,
+    Work,
+    disagreement,
+    link_channels,
+    tree_reduce,
+)
+from distgrad.errors import ArgumentError, DistributedError, describe
+
+T = TypeVar("T")
+
+
+def run_ranks(n: int, fn: Callable[..., T], *args: object, timeout_s: float = 60.0) -> list[T]:
+    """Return what ``fn(group, *args)`` returns on each of ``n`` ranks, run as threads.
+
+    Args:
+        n: number of ranks.
+        fn: called once in each thread, with that rank's group, which is also its default group.
+        timeout_s: seconds for all of it, and for each wait of a rank.
+
+    Raises:
+        Exception: what the first failing rank raised; the other ranks are stopped at their next
+            collective.
+        DistributedError: the time is over; names the ranks that still run and where.
+
+    Example:
+        >>> run_ranks(3, lambda group: group.all_gather_object(group.rank))
+        [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    """
+    if n < 1:
+        raise ArgumentError(f"run_ranks({n}): needs one rank or more")
+    world = _World(n)
+    results: dict[int, T] = {}
+
+    def body(rank: int) -> None:
+        group = _thread_group(world, rank, timeout_s)
+        set_thread_group(group)
+        try:
+            results[rank] = fn(group, *args)
+        except BaseException as error:
+            world.fail(rank, error)
+        finally:
+            group.close()
+            world.leave(rank)
+
+    ranks = [
+        threading.Thread(target=body, args=(rank,), name=f"rank {rank}", daemon=True)
+        for rank in range(n)
+    ]
+    for thread in ranks:
+        thread.start()
+    _join(world, ranks, timeout_s)
+    if world.error is not None:
+        rank, error = world.error
+        error.add_note(f"rank {rank} of {n}")
+        raise error
+    return [results[rank] for rank in range(n)]
+
+
+class _World:
+    """What the ranks share. ``changed`` guards all of it and is notified at every change."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.changed = threading.Condition()
+        self.rounds: dict[tuple[str, int], _Round] = {}
+        self.mail: dict[tuple[str, int, int, int], deque[tuple[str, HostArray]]] = {}
+        self.left: set[int] = set()
+        self.error: tuple[int, BaseException] | None = None
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        """Let every other rank raise at its next look; the first failure counts."""
+        with self.changed:
+            self.error = self.error or (rank, error)
+            self.changed.notify_all()
+
+    def leave(self, rank: int) -> None:
+        with self.changed:
+            self.left.add(rank)
+            self.changed.notify_all()
+
+    def raise_if_hopeless(self, call: str, rank: int, awaited: Sequence[int]) -> None:
+        """Raise if a rank has failed, or one of ``awaited`` has returned and will not come."""
+        if self.error is not None:
+            failed, error = self.error
+            raise DistributedError(
+                f"{call}: rank {rank} of {self.size} stops, because rank {failed} failed with "
+                f"{type(error).__name__}: {error}"
+            )
+        gone = [peer for peer in awaited if peer in self.left]
+        if gone:
+            raise DistributedError(
+                f"{call}: rank {rank} of {self.size} waits for rank {gone[0]}, which has returned; "
+                "every rank must make the same calls"
+            )
+
+
+class _Round:
+    """The same-numbered transfer of all ranks of one channel."""
+
+    def __init__(self, channel: str, size: int) -> None:
+        self.channel = channel
+        self.transfers: list[Transfer | None] = [None] * size
+        self.done = False
+        self.wrong = ""
+
+    def missing(self) -> list[int]:
+        return [rank for rank, transfer in enumerate(self.transfers) if transfer is None]
+
+    def complete(self) -> None:
+        """Compare the calls and move the data; run by the last rank to arrive."""
+        transfers = [transfer for transfer in self.transfers if transfer is not None]
+        calls = [transfer.call for transfer in transfers]
+        if len(set(calls)) > 1:
+            self.wrong = disagreement(calls, self.channel)
+            return
+        try:
+            _MOVES[transfers[0].collective](transfers)
+        except Exception as error:  # or the others would wait for ever
+            self.wrong = f"{calls[0]}: {type(error).__name__}: {error}"
+
+
+class _ThreadWork(Work, ABC):
+    """A transfer whose end is watched through the shared condition."""
+
+    __slots__ = ("_group",)
+
+    def __init__(self, call: str, sequence: int, group: ThreadGroup) -> None:
+        super().__init__(call, sequence)
+        self._group = group
+
+    @abstractmethod
+    def _ready(self) -> bool: ...
+
+    @abstractmethod
+    def _awaited(self) -> list[int]: ...
+
+    def test(self) -> bool:
+        """Return whether the transfer is complete."""
+        group = self._group
+        with group.world.changed:  # a rank may deliver and leave between the two looks
+            if self._ready():
+                return True
+            group.world.raise_if_hopeless(self.call, group.rank, self._awaited())
+        return False
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when the transfer is complete."""
+        group = self._group
+        limit = group.timeout_s if timeout_s is None else timeout_s
+        with group.world.changed:
+            if group.world.changed.wait_for(self.test, limit):
+                return
+        raise DistributedError(
+            f"{self.call} on channel {group.name!r}: rank {group.rank} of {group.size} waited "
+            f"{limit} s for ranks {self._awaited()}; look where those are, or allow more time"
+        )
+
+
+class _RoundWork(_ThreadWork):
+    __slots__ = ("_round",)
+
+    def __init__(self, call: str, group: ThreadGroup, round_: _Round) -> None:
+        super().__init__(call, group.sequence, group)
+        self._round = round_
+
+    def is_completed(self) -> bool:
+        """Return whether the data has been moved, or refused."""
+        return self._round.done
+
+    def _ready(self) -> bool:
+        if self._round.done and self._round.wrong:
+            raise DistributedError(self._round.wrong)
+        return self._round.done
+
+    def _awaited(self) -> list[int]:
+        return self._round.missing()
+
+
+class _RecvWork(_ThreadWork):
+    __slots__ = ("_box", "_over", "_transfer")
+
+    def __init__(
+        self, group: ThreadGroup, transfer: Transfer, box: deque[tuple[str, HostArray]]
+    ) -> None:
+        super().__init__(transfer.call, group.sequence, group)
+        self._transfer, self._box, self._over = transfer, box, False
+
+    def is_completed(self) -> bool:
+        """Return whether the message has been taken."""
+        return self._over
+
+    def _ready(self) -> bool:
+        if not self._over and self._box:
+            self._over = True
+            call, message = self._box.popleft()
+            target = self._transfer.target
+            if (message.dtype, message.shape) != (target.dtype, target.shape):
+                raise DistributedError(
+                    f"{self.call}: rank {self._transfer.peer} sent {describe(message)} by {call}; "
+                    "send and receive the same dtype and shape"
+                )
+            np.copyto(target, message)
+        return self._over
+
+    def _awaited(self) -> list[int]:
+        return [self._transfer.peer]
+
+
+class ThreadGroup(ProcessGroup):
+    """One channel of one rank of `run_ranks`."""
+
+    backend = "threads"
+
+    def __init__(self, world: _World, rank: int, name: str, timeout_s: float) -> None:
+        super().__init__(rank, world.size, rank, world.size, name, timeout_s)
+        self.world = world
+
+    def abort(self, code: int, reason: str) -> NoReturn:
+        """Stop every rank: they raise DistributedError at their next collective, this one now."""
+        error = DistributedError(f"abort({code}) by rank {self.rank} of {self.size}: {reason}")
+        self.world.fail(self.rank, error)
+        raise error
+
+    def _start(self, transfer: Transfer) -> Work:
+        if transfer.collective == "send":
+            box = self._box(self.rank, transfer.peer, transfer.tag)
+            with self.world.changed:
+                box.append((transfer.call, transfer.source.copy()))
+                self.world.changed.notify_all()
+            return CompletedWork(transfer.call, self.sequence)
+        if transfer.collective == "recv":
+            return _RecvWork(self, transfer, self._box(transfer.peer, self.rank, transfer.tag))
+        return self._join_round(transfer)
+
+    def _join_round(self, transfer: Transfer) -> Work:
+        world, key = self.world, (self.name, self.sequence)
+        with world.changed:
+            round_ = world.rounds.setdefault(key, _Round(self.name, self.size))
+            round_.transfers[self.rank] = transfer
+            last = not round_.missing()
+            if last:
+                del world.rounds[key]
+        if last:  # outside the lock: other channels go on
+            round_.complete()
+            with world.changed:
+                round_.done = True
+                world.changed.notify_all()
+        return _RoundWork(transfer.call, self, round_)
+
+    def _box(self, src: int, dst: int, tag: int) -> deque[tuple[str, HostArray]]:
+        with self.world.changed:
+            return self.world.mail.setdefault((self.name, src, dst, tag), deque())
+
+
+def _thread_group(world: _World, rank: int, timeout_s: float) -> ThreadGroup:
+    return link_channels(lambda name: ThreadGroup(world, rank, name, timeout_s))
+
+
+def _join(world: _World, ranks: Sequence[threading.Thread], timeout_s: float) -> None:
+    """Wait for the threads; past the time, stop them and say where each one is."""
+    deadline = time.monotonic() + timeout_s
+    for thread in ranks:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = [thread for thread in ranks if thread.is_alive()]
+    if not late:
+        return
+    frames = sys._current_frames()
+    where = "\n".join(
+        f"{thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident], limit=-8))
+        for thread in late
+        if thread.ident in frames
+    )
+    names = ", ".join(thread.name for thread in late)
+    late_error = DistributedError(
+        f"run_ranks({len(ranks)}): {names} not done after {timeout_s} s; they are here:\n{where}"
+    )
+    world.fail(ranks.index(late[0]), late_error)
+    for thread in late:
+        thread.join(1.0)
+
+
+def _all_reduce(transfers: Sequence[Transfer]) -> None:
+    result = tree_reduce(transfers[0].op, [t.source for t in transfers])
+    for t in transfers:
+        np.copyto(t.target, result)
+
+
+def _reduce_scatter(transfers: Sequence[Transfer]) -> None:
+    result = tree_reduce(transfers[0].op, [t.source for t in transfers])
+    for t, part in zip(transfers, np.split(result, len(transfers)), strict=True):
+        np.copyto(t.target, part)
+
+
+def _broadcast(transfers: Sequence[Transfer]) -> None:
+    for t in transfers:
+        np.copyto(t.target, transfers[t.peer].source)
+
+
+def _all_gather(transfers: Sequence[Transfer]) -> None:
+    for t in transfers:
+        _stack(t, transfers)
+
+
+def _gather(transfers: Sequence[Transfer]) -> None:
+    _stack(transfers[transfers[0].peer], transfers)
+
+
+def _stack(into: Transfer, transfers: Sequence[Transfer]) -> None:
+    for rank, t in enumerate(transfers):
+        into.target[rank, ...] = t.source
+
+
+def _barrier(transfers: Sequence[Transfer]) -> None:
+    """The arrival of all is all there is to it."""
+
+
+_MOVES: dict[str, Callable[[Sequence[Transfer]], None]] = {
+    "all_reduce": _all_reduce,
+    "reduce_scatter": _reduce_scatter,
+    "broadcast": _broadcast,
+    "all_gather": _all_gather,
+    "gather": _gather,
+    "barrier": _barrier,
+}

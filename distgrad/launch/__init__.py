@@ -1,0 +1,1 @@
+"""Start programs on one rank or many: ``python -m distgrad.launch``."""

@@ -1,0 +1,49 @@
+"""Share the cores of a host among its ranks: one BLAS thread for each core, not for each rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def threads(local_size: int) -> int:
+    """Return the BLAS threads of each of ``local_size`` ranks on this host."""
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(per_task) if per_task.isdigit() else max(1, cores() // local_size)
+
+
+def missing(local_size: int) -> dict[str, str]:
+    """Return the variables to set for ``local_size`` ranks; those of the user stay."""
+    count = os.environ.get("OMP_NUM_THREADS", str(threads(local_size)))
+    return {name: count for name in VARIABLES if name not in os.environ}
+
+
+def limit(local_size: int) -> None:
+    """Limit the BLAS threads of this process, which is replaced by a fresh one if need be.
+
+    BLAS reads the variables when NumPy is loaded, and ``python -m distgrad.launch`` loads it with
+    the package, before any line of the launcher.  The fresh process finds the variables set.
+    """
+    wanted = missing(local_size)
+    if local_size == 1 or not wanted:
+        return  # one rank takes all cores, as BLAS does by itself
+    os.environ.update(wanted)
+    if "numpy" in sys.modules and threads(local_size) != cores():
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

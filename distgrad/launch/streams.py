@@ -1,0 +1,126 @@
+"""Where a rank's output goes: the console shows rank 0 and all errors, a file holds everything."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+class Tee(io.TextIOBase):
+    """A text stream that writes to a console and to a log."""
+
+    def __init__(self, console: TextIO, log: TextIO) -> None:
+        self._console, self._log = console, log
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the console."""
+        return self._console.encoding
+
+    @property
+    def buffer(self) -> io.BufferedIOBase:
+        """The bytes of the console, past the log."""
+        return self._console.buffer  # type: ignore[return-value]
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write ``text`` to both and return its length."""
+        self._log.write(text)
+        return self._console.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self._log.flush()
+        self._console.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the console is a terminal."""
+        return self._console.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the console."""
+        return self._console.fileno()
+
+
+class PrefixedTee(Tee):
+    """A `Tee` whose console lines start with the rank.
+
+    A line goes out in one write, so lines of several ranks never mix.  One that ends in a carriage
+    return, as progress bars print them, is a line too.
+    """
+
+    def __init__(self, console: TextIO, log: TextIO, prefix: str) -> None:
+        super().__init__(console, log)
+        self._prefix, self._open_line, self._lock = prefix, "", threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Write the complete lines of ``text`` and keep the rest for later."""
+        self._log.write(text)
+        with self._lock:
+            *lines, self._open_line = _split(self._open_line + text)
+            for line in lines:
+                self._console_line(line)
+        return len(text)
+
+    def finish(self) -> None:
+        """Write a last line that has no end."""
+        with self._lock:
+            if self._open_line:
+                self._console_line(self._open_line + "\n")
+                self._open_line = ""
+        self.flush()
+
+    def _console_line(self, line: str) -> None:
+        head = "" if line.startswith(self._prefix) else self._prefix
+        data = (head + line).encode(self.encoding or "utf-8", "backslashreplace")
+        os.write(self._console.fileno(), data)
+
+
+def _split(text: str) -> list[str]:
+    """Return ``text`` cut behind each line end; the last piece has none."""
+    lines = text.replace("\r\n", "\n").splitlines(keepends=True)
+    if not lines or lines[-1].endswith(("\n", "\r")):
+        lines.append("")
+    return lines
+
+
+@contextmanager
+def captured(rank: int, size: int, log: Path) -> Iterator[None]:
+    """Return a context in which the output of ``rank`` of ``size`` goes where it belongs.
+
+    Rank 0 prints to the console, the other ranks to their log only, C code and children included;
+    errors of all ranks are shown, with the rank before each line where there are several.
+    """
+    before = sys.stdout, sys.stderr
+    saved = os.dup(1) if rank else -1
+    with log.open("a", encoding="utf-8", buffering=1, errors="backslashreplace") as file:
+        if size > 1:
+            errors: Tee = PrefixedTee(before[1], file, f"[rank {rank}] ")
+        else:
+            errors = Tee(before[1], file)
+        if rank:
+            before[0].flush()
+            os.dup2(file.fileno(), 1)
+            sys.stdout = file
+        else:
+            sys.stdout = Tee(before[0], file)
+        sys.stderr = errors
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            if isinstance(errors, PrefixedTee):
+                errors.finish()
+            sys.stdout, sys.stderr = before
+            if rank:
+                os.dup2(saved, 1)
+                os.close(saved)

@@ -1,0 +1,1 @@
+"""Convolutions of one, two and three dimensions."""

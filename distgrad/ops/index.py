@@ -1,0 +1,1 @@
+"""Indexing by numbers, slices, masks and tensors of indices."""

@@ -1,0 +1,1 @@
+"""Methods of Tensor that are plain functions of operations."""

@@ -1,0 +1,1 @@
+"""Tools for tests: the check of operations, rank fixtures, comparison of tensors."""
