@@ -452,3 +452,9 @@ def _gathering(function: Callable[..., Any], option: str) -> Callable[..., Any]:
 
     method.__name__, method.__doc__ = function.__name__, function.__doc__
     return method
+
+
+def as_method(function: Callable[P, Any], name: str = "") -> Callable[P, Any]:
+    """Make ``function(tensor, …)``, a plain function of operations, a method of Tensor too."""
+    setattr(Tensor, name or function.__name__, function)
+    return function

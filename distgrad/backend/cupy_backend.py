@@ -1,1 +1,211 @@
-"""placeholder"""
+"""CuPy as the array namespace of operations, with the same additions as `numpy_backend`.
+
+Only `device` imports this module, once it knows that CuPy is installed and has a GPU.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import cupyx
+import numpy as np
+
+# The namespace is CuPy's own, and more; it holds max, min, sum … too: see numpy_backend.
+from cupy import *  # noqa: F403
+from cupyx import errstate  # noqa: F401  (NumPy's namespace has it, CuPy's has not)
+from cupyx.scipy import special
+
+from distgrad.typing import Array, Shape
+
+# --- types ------------------------------------------------------------------------------------
+
+
+def _float_type(x: Array) -> np.dtype[Any]:
+    """The floating point type of a function's result for ``x``."""
+    kind: np.dtype[Any] = x.dtype
+    return kind if kind.kind not in "biu" else np.dtype(np.float32)
+
+
+def _sum_type(x: Array) -> np.dtype[Any]:
+    """The type in which numbers of ``x`` are added up: float32 for narrower floats."""
+    kind: np.dtype[Any] = x.dtype
+    return np.dtype(np.float32) if kind.itemsize == 2 and kind.kind not in "iu" else kind
+
+
+def _work_type(x: Array) -> np.dtype[Any]:
+    """The type in which a function of ``x`` is computed: float32 at least."""
+    return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
+
+
+# --- arrays -----------------------------------------------------------------------------------
+
+
+def to_numpy(a: Array) -> np.ndarray[Any, Any]:
+    """``a`` as a NumPy array in host memory; waits until the device has computed it."""
+    host: np.ndarray[Any, Any] = cupy.asnumpy(a)
+    return host
+
+
+def sum_to_shape(g: Array, shape: Shape) -> Array:
+    """``g`` summed over the axes along which ``shape`` was broadcast to the shape of ``g``."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    axes = [i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1)]
+    total = g.sum(axis=tuple(axes), dtype=_sum_type(g))
+    return total.astype(g.dtype, copy=False).reshape(shape)
+
+
+def pad_zeros(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    """``x`` with zeros before and after its last axes; negative numbers cut away."""
+    pads = [(0, 0)] * (x.ndim - len(pads)) + list(pads)
+    sizes = [n + before + after for n, (before, after) in zip(x.shape, pads, strict=True)]
+    out = cupy.zeros(sizes, x.dtype)
+    source, target = [], []
+    for n, (before, after) in zip(x.shape, pads, strict=True):
+        source.append(slice(builtins.max(-before, 0), n - builtins.max(-after, 0)))
+        end = n + before + after - builtins.max(after, 0)
+        target.append(slice(builtins.max(before, 0), end))
+    out[tuple(target)] = x[tuple(source)]
+    return out
+
+
+def windows(
+    x: Array, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """A view of every window of size ``kernel`` over the last ``k`` axes of ``x``."""
+    lead = x.ndim - len(kernel)
+    steps = x.strides[lead:]
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[lead:], kernel, stride, dilation, strict=True)
+    ]
+    shape = (*x.shape[:lead], *counts, *kernel)
+    strides = (
+        *x.strides[:lead],
+        *(step * s for step, s in zip(steps, stride, strict=True)),
+        *(step * d for step, d in zip(steps, dilation, strict=True)),
+    )
+    return cupy.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+# --- adding at indices ------------------------------------------------------------------------
+
+
+def add_at(out: Array, index: Array, values: Array) -> None:
+    """Adds ``values`` to the rows ``out[index]`` in place; rows named twice get both.
+
+    The device adds in no fixed order, so float results may differ in the last bits from run to run.
+    """
+    if index.size and values.size:
+        _scatter(out, index, values)
+
+
+def _scatter(out: Array, index: Any, values: Array) -> None:
+    if out.dtype == np.int64:  # atomic addition knows unsigned 64-bit numbers: the same bits
+        cupyx.scatter_add(out.view(np.uint64), index, values.astype(np.int64).view(np.uint64))
+    elif out.dtype.itemsize < 4:
+        wide = cupy.zeros(out.shape, np.float32 if out.dtype.kind not in "biu" else np.int32)
+        cupyx.scatter_add(wide, index, values.astype(wide.dtype))
+        out += wide.astype(out.dtype)
+    else:
+        cupyx.scatter_add(out, index, values)
+
+
+def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
+    """Adds ``src`` to ``out`` in place at ``index`` along axis ``dim``."""
+    if not index.size:
+        return
+    if out.ndim == 0:
+        out += src.reshape(())
+        return
+    places = [
+        cupy.arange(n).reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+        for axis, n in enumerate(index.shape)
+    ]
+    places[dim] = index
+    _scatter(out, tuple(places), src[tuple(slice(n) for n in index.shape)])
+
+
+# --- softmax and its relatives ----------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``, without overflow or loss of small values."""
+    return _special(special.expit, x)
+
+
+def softmax_(x: Array, axis: int) -> Array:
+    """``x`` itself, replaced by its softmax along ``axis``; a row of ``-inf`` gives nan."""
+    if not x.size:
+        return x
+    if _work_type(x) != x.dtype:
+        x[...] = softmax_(x.astype(_work_type(x)), axis)
+        return x
+    x -= x.max(axis=axis, keepdims=True)
+    cupy.exp(x, out=x)
+    x /= x.sum(axis=axis, keepdims=True, dtype=x.dtype)
+    return x
+
+
+def log_softmax(x: Array, axis: int) -> Array:
+    """The logarithm of the softmax of ``x`` along ``axis``; a row of ``-inf`` gives nan."""
+    kind = _float_type(x)
+    if not x.size:
+        return x.astype(kind)
+    x = x.astype(_work_type(x), copy=False)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    shifted -= cupy.log(cupy.exp(shifted).sum(axis=axis, keepdims=True, dtype=x.dtype))
+    return shifted.astype(kind, copy=False)
+
+
+def logsumexp(x: Array, axis: int | tuple[int, ...], keepdims: builtins.bool = False) -> Array:
+    """The logarithm of the sum of exponentials over ``axis``; of no elements it is ``-inf``."""
+    kind = _float_type(x)
+    x = x.astype(_work_type(x), copy=False)
+    if not x.size:
+        return cupy.log(x.sum(axis=axis, keepdims=keepdims)).astype(kind)
+    top = x.max(axis=axis, keepdims=True)
+    top = cupy.where(cupy.isinf(top), x.dtype.type(0), top)
+    total = cupy.exp(x - top).sum(axis=axis, keepdims=True, dtype=x.dtype)
+    result = (cupy.log(total) + top).astype(kind, copy=False)
+    return result if keepdims else result.squeeze(axis)
+
+
+# --- special functions ------------------------------------------------------------------------
+
+
+def _special(function: Callable[[Array], Array], x: Array) -> Array:
+    """``function`` of ``x``, in float32 for narrower types, which CuPy's kernels do not take."""
+    return function(x.astype(_work_type(x), copy=False)).astype(_float_type(x), copy=False)
+
+
+def erf(x: Array) -> Array:
+    """The error function of ``x``."""
+    return _special(special.erf, x)
+
+
+def erfc(x: Array) -> Array:
+    """``1 - erf(x)``, exact to the last bits where it is small."""
+    return _special(special.erfc, x)
+
+
+def erfinv(x: Array) -> Array:
+    """The number whose error function is ``x``: infinite at ±1, nan beyond."""
+    return _special(special.erfinv, x)
+
+
+def lgamma(x: Array) -> Array:
+    """The logarithm of the absolute value of the gamma function; infinite at its poles."""
+    return _special(special.gammaln, x)
+
+
+def digamma(x: Array) -> Array:
+    """The derivative of `lgamma`: nan at its poles, ∓inf at ±0."""
+    at_zero = cupy.where(x == 0, -cupy.copysign(math.inf, x), math.nan)
+    pole = (x <= 0) & (x == cupy.floor(x))
+    return cupy.where(pole, at_zero, _special(special.digamma, x)).astype(_float_type(x))

@@ -290,9 +290,11 @@ def _combine(higher: dtype | None, lower: dtype | None) -> dtype | None:
         return lower if higher is None else higher
     if higher._kind == _COMPLEX:
         return higher
+    if lower._kind == _COMPLEX:
+        return higher.to_complex() if higher._kind == _FLOAT else lower
     if higher._kind == _FLOAT:
-        return higher.to_complex() if lower._kind == _COMPLEX else higher
-    if higher._kind == _BOOL or lower._kind >= _FLOAT:
+        return higher
+    if higher._kind == _BOOL or lower._kind == _FLOAT:
         return promote_types(higher, lower)
     return higher
 

@@ -19,6 +19,25 @@ from numpy import *  # noqa: F403
 
 from distgrad.typing import Array, Shape
 
+# --- types ------------------------------------------------------------------------------------
+
+
+def _float_type(x: Array) -> np.dtype[Any]:
+    """The floating point type of a function's result for ``x``."""
+    return x.dtype if x.dtype.kind not in "biu" else np.dtype(np.float32)
+
+
+def _sum_type(x: Array) -> np.dtype[Any]:
+    """The type in which numbers of ``x`` are added up: float32 for narrower floats."""
+    narrow = x.dtype.itemsize == 2 and x.dtype.kind not in "iu"
+    return np.dtype(np.float32) if narrow else x.dtype
+
+
+def _work_type(x: Array) -> np.dtype[Any]:
+    """The type in which a function of ``x`` is computed: float32 at least."""
+    return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
+
+
 # --- arrays -----------------------------------------------------------------------------------
 
 
@@ -42,7 +61,8 @@ def sum_to_shape(g: Array, shape: Shape) -> Array:
         rows = g.reshape(-1, math.prod(shape))
         return np.matmul(np.ones(len(rows), g.dtype), rows).reshape(shape)
     axes = [i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1)]
-    return g.sum(axis=tuple(axes), dtype=g.dtype).reshape(shape)
+    total = g.sum(axis=tuple(axes), dtype=_sum_type(g))
+    return total.astype(g.dtype, copy=False).reshape(shape)
 
 
 def pad_zeros(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
@@ -163,12 +183,12 @@ def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
 
 def sigmoid(x: Array) -> Array:
     """``1 / (1 + exp(-x))``, without overflow or loss of small values."""
-    out = np.asarray(np.negative(x, dtype=_float_type(x)))
+    out = np.asarray(np.negative(x, dtype=_work_type(x)))
     with np.errstate(over="ignore"):  # exp gives inf, its reciprocal the right 0
         np.exp(out, out=out)
     out += 1
     np.reciprocal(out, out=out)
-    return out
+    return out.astype(_float_type(x), copy=False)
 
 
 def _sum_last(x: Array) -> Array:
@@ -178,19 +198,18 @@ def _sum_last(x: Array) -> Array:
     return x.sum(axis=-1, keepdims=True, dtype=x.dtype)
 
 
-def _shift_by_max(x: Array, axis: int, out: Array | None) -> tuple[Array, Array]:
-    """``x`` less its maximum along ``axis`` (0 where that is infinite), and the maximum."""
-    top = np.max(x, axis=axis, keepdims=True)
-    if not np.isfinite(top).all():
-        top = np.where(np.isfinite(top) | np.isnan(top), top, 0)
-        with np.errstate(invalid="ignore"):
-            return np.subtract(x, top, out=out), top
-    return np.subtract(x, top, out=out), top
+def _shift_by_max(x: Array, axis: int, out: Array | None) -> Array:
+    """``x`` less its maximum along ``axis``."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.subtract(x, np.max(x, axis=axis, keepdims=True), out=out)
 
 
 def softmax_(x: Array, axis: int) -> Array:
     """``x`` itself, replaced by its softmax along ``axis``; a row of ``-inf`` gives nan."""
     if not x.size:
+        return x
+    if _work_type(x) != x.dtype:
+        x[...] = softmax_(x.astype(_work_type(x)), axis)
         return x
     _shift_by_max(x, axis, x)
     np.exp(x, out=x)
@@ -206,10 +225,11 @@ def softmax_(x: Array, axis: int) -> Array:
 
 def log_softmax(x: Array, axis: int) -> Array:
     """The logarithm of the softmax of ``x`` along ``axis``; a row of ``-inf`` gives nan."""
-    x = x.astype(_float_type(x), copy=False)
+    kind = _float_type(x)
     if not x.size:
-        return x.copy()
-    shifted, _ = _shift_by_max(x, axis, None)
+        return x.astype(kind)
+    x = x.astype(_work_type(x), copy=False)
+    shifted = _shift_by_max(x, axis, None)
     exponentials = np.exp(shifted)
     if axis in (-1, x.ndim - 1) and x.ndim:
         total = _sum_last(exponentials)
@@ -217,17 +237,18 @@ def log_softmax(x: Array, axis: int) -> Array:
         total = exponentials.sum(axis, keepdims=True, dtype=x.dtype)
     with np.errstate(invalid="ignore", divide="ignore"):
         shifted -= np.log(total)
-    return shifted
+    return shifted.astype(kind, copy=False)
 
 
 def logsumexp(x: Array, axis: int | tuple[int, ...], keepdims: builtins.bool = False) -> Array:
     """The logarithm of the sum of exponentials over ``axis``; of no elements it is ``-inf``."""
-    x = x.astype(_float_type(x), copy=False)
+    kind = _float_type(x)
+    x = x.astype(_work_type(x), copy=False)
     with np.errstate(invalid="ignore", divide="ignore"):
         top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
         top = np.where(np.isinf(top), x.dtype.type(0), top)
         total = np.exp(x - top).sum(axis=axis, keepdims=True, dtype=x.dtype)
-        result = np.log(total) + top
+        result = (np.log(total) + top).astype(kind, copy=False)
     return result if keepdims else result.squeeze(axis)
 
 
@@ -235,11 +256,6 @@ def logsumexp(x: Array, axis: int | tuple[int, ...], keepdims: builtins.bool = F
 
 # Elements per step: the intermediate arrays stay in the level-2 cache.
 _STEP = 1 << 14
-
-
-def _float_type(x: Array) -> np.dtype[Any]:
-    """The floating point type of a function's result for ``x``."""
-    return x.dtype if x.dtype.kind not in "biu" else np.dtype(np.float32)
 
 
 def _elementwise(

@@ -13,7 +13,7 @@ from distgrad.distributed.default import (
     set_thread_group,
 )
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
-from distgrad.distributed.failure import FailureHooks, abort_on_failure
+from distgrad.distributed.failure import abort_on_failure, install_failure_hooks
 from distgrad.distributed.group import (
     CHANNELS,
     DEFAULT_TIMEOUT_S,
@@ -73,24 +73,25 @@ def init_process_group(
             f"{head}: is none of {', '.join(BACKENDS)}{nearest(str(backend), BACKENDS)}"
         )
     group = default_group()
-    if group is not None and group.backend == "threads":
-        if backend not in (None, "threads"):
-            raise DistributedError(
-                f"{head}: this thread is rank {group.rank} of run_ranks, whose backend is "
-                'threads; leave the backend out, or say "threads"'
-            )
-    elif group is not None:
+    if group is not None and group.backend != "threads":
         raise DistributedError(
             f"{head}: the default group is {group!r} already; call destroy_process_group() first"
         )
-    else:
-        group = _new_group(backend, timeout_s)
-    if world_size not in (None, group.size):
+    if group is not None and backend not in (None, "threads"):
         raise DistributedError(
-            f"{head}: there are {group.size} ranks and not world_size={world_size}; start that "
+            f"{head}: this thread is rank {group.rank} of run_ranks, whose backend is threads; "
+            'leave the backend out, or say "threads"'
+        )
+    made = group or _new_group(backend, timeout_s)
+    if world_size not in (None, made.size):
+        made.close()
+        raise DistributedError(
+            f"{head}: there are {made.size} ranks and not world_size={world_size}; start that "
             "many, such as with mpirun -n"
         )
-    return group
+    if group is None:
+        set_process_group(made)
+    return made
 
 
 def _new_group(backend: str | None, timeout_s: float) -> ProcessGroup:
@@ -99,12 +100,10 @@ def _new_group(backend: str | None, timeout_s: float) -> ProcessGroup:
             'init_process_group("threads"): this thread is no rank; call it inside the function '
             "that run_ranks(n, function) runs"
         )
-    if backend == "mpi" or (backend is None and (world_from_env().size or 1) > 1):
-        group: ProcessGroup = mpi_group(timeout_s=timeout_s)
-        FailureHooks(group).install()
-    else:
-        group = local_group(timeout_s)
-    set_process_group(group)
+    if backend == "local" or (backend is None and (world_from_env().size or 1) == 1):
+        return local_group(timeout_s)
+    group = mpi_group(timeout_s=timeout_s)
+    install_failure_hooks(group)
     return group
 
 

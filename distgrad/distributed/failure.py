@@ -1,11 +1,11 @@
 """Failures: a rank that cannot go on ends the job, where MPI would let the others wait for ever.
 
-An uncaught exception, or ``sys.exit`` with a status other than 0, prints one traceback with the rank
-before each line and aborts the group.
+An uncaught exception, or ``sys.exit`` with a status other than 0, prints one traceback with the
+rank before each line and aborts the group.
 
 Note [Who speaks first]: a mistake that all ranks make is raised by all of them at once. Rank r
-therefore waits r tenths of a second, 0.4 s at most, before it prints and aborts; rank 0 has ended the
-job by then and one traceback is shown.
+therefore waits r tenths of a second, 0.4 s at most, before it prints and aborts; rank 0 has ended
+the job by then and one traceback is shown.
 
 Note [Caught exits]: Python runs no hook for SystemExit. ``sys.exit`` is wrapped to remember its
 status, and at exit the status counts unless the group has communicated since, which shows that
@@ -69,7 +69,7 @@ class FailureHooks:
     """
 
     def __init__(self, group: ProcessGroup) -> None:
-        self._group = group
+        self.group = group
         self._status = 0
         self._sequence = 0
         self._exit = sys.exit
@@ -84,11 +84,11 @@ class FailureHooks:
     def _on_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        _end(self._group, exit_status(error), error)
+        _end(self.group, exit_status(error), error)
 
     def _on_thread_exception(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-            _end(self._group, 1, args.exc_value)
+            _end(self.group, 1, args.exc_value)
 
     def _on_exit(self, status: object = None, /) -> NoReturn:
         self._status = exit_status(SystemExit(status))
@@ -97,10 +97,22 @@ class FailureHooks:
 
     def _at_exit(self) -> None:
         if self._status and self._sequence == self._communicated():
-            self._group.abort(self._status, f"sys.exit({self._status})")
+            self.group.abort(self._status, f"sys.exit({self._status})")
 
     def _communicated(self) -> int:
-        return sum(sibling.sequence for sibling in self._group.siblings.values())
+        return sum(sibling.sequence for sibling in self.group.siblings.values())
+
+
+_hooks: list[FailureHooks] = []
+
+
+def install_failure_hooks(group: ProcessGroup) -> None:
+    """Let uncaught failures of this process end the job of ``group``."""
+    if _hooks:
+        _hooks[0].group = group
+    else:
+        _hooks.append(FailureHooks(group))
+        _hooks[0].install()
 
 
 def _end(group: ProcessGroup, status: int, error: BaseException) -> NoReturn:

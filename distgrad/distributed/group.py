@@ -263,8 +263,9 @@ class ProcessGroup(ABC):
 
         Values travel as pickles, so only ranks of one job, which trust each other, may use it.
         """
-        self._agree("all_gather_object()")
-        return self._exchange_objects(value)
+        call = "all_gather_object()"
+        self._agree(call)
+        return self._exchange_objects(call, value)
 
     def broadcast_object(self, value: T, src: int = 0) -> T:
         """Return the value of rank ``src``; travels as a pickle, as in `all_gather_object`."""
@@ -273,10 +274,10 @@ class ProcessGroup(ABC):
         self._agree(call)
         data = np.frombuffer(pickle.dumps(value) if self.rank == src else b"", np.uint8).copy()
         length = np.array([data.size], np.int64)
-        self._move("broadcast", length, length, src)
+        self._move(call, "broadcast", length, length, src)
         if self.rank != src:
             data = np.empty(int(length[0]), np.uint8)
-        self._move("broadcast", data, data, src)
+        self._move(call, "broadcast", data, data, src)
         result: T = pickle.loads(data.tobytes())
         return result
 
@@ -313,22 +314,22 @@ class ProcessGroup(ABC):
         self._begin(transfer).wait()
 
     def _move(
-        self, collective: str, source: HostArray, target: HostArray, peer: int = -1
+        self, call: str, collective: str, source: HostArray, target: HostArray, peer: int = -1
     ) -> HostArray:
-        """Run a collective that its caller has already checked and agreed on."""
-        call = _call(collective, source, {})
+        """Run a part of ``call``, which its caller has already checked and agreed on."""
         self._begin(Transfer(collective, call, source, target, peer=peer)).wait()
         return target
 
-    def _exchange(self, array: HostArray) -> HostArray:
-        return self._move("all_gather", array, np.empty((self.size, *array.shape), array.dtype))
+    def _exchange(self, call: str, array: HostArray) -> HostArray:
+        target = np.empty((self.size, *array.shape), array.dtype)
+        return self._move(call, "all_gather", array, target)
 
-    def _exchange_objects(self, value: T) -> list[T]:
+    def _exchange_objects(self, call: str, value: T) -> list[T]:
         data = np.frombuffer(pickle.dumps(value), np.uint8)
-        lengths = self._exchange(np.array([data.size], np.int64))[:, 0]
+        lengths = self._exchange(call, np.array([data.size], np.int64))[:, 0]
         padded = np.zeros(int(lengths.max()), np.uint8)
         padded[: data.size] = data
-        rows = self._exchange(padded)
+        rows = self._exchange(call, padded)
         return [pickle.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
     def _check_op(self, call: str, array: HostArray, op: str) -> None:
@@ -393,10 +394,11 @@ def check_same(group: ProcessGroup, what: str, fingerprint: bytes | str) -> None
     """
     content = fingerprint.encode() if isinstance(fingerprint, str) else bytes(fingerprint)
     digest = hashlib.blake2b(what.encode() + b"\0" + content, digest_size=16).digest()
-    digests = group._exchange(np.frombuffer(digest, np.uint8))
+    call = what if not content else f"check_same({what!r})"
+    digests = group._exchange(call, np.frombuffer(digest, np.uint8))
     if (digests == digests[0]).all():
         return
-    said = group._exchange_objects((what, content))
+    said = group._exchange_objects(call, (what, content))
     raise DistributedError(disagreement([_quotable(*pair) for pair in said], group.name))
 
 

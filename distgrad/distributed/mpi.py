@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from mpi4py import MPI
 
+# Transfers that were dropped before their end: MPI may still write to their buffers.
+_abandoned: list[tuple[object, object]] = []
+
 _SPIN_S = 2e-4  # small collectives are over by then; a nap would cost them more
 
 
@@ -54,14 +57,13 @@ class MpiGroup(ProcessGroup):
         self.comm = comm
         self._mpi = _import_mpi()
         self.thread_safe = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
-        self._late: list[Work] = []  # keeps the buffers of waits that were given up
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """End all processes of the job with exit status ``code``, saying ``reason`` on stderr."""
         print(f"[rank {self.rank}] abort({code}): {reason}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         self._mpi.COMM_WORLD.Abort(code)
-        os._exit(code)  # unreachable while MPI keeps its word
+        os._exit(code)  # MPICH's Abort may return before the process is killed
 
     def close(self) -> None:
         """Release the communicators. A message still under way keeps its own alive."""
@@ -92,12 +94,18 @@ class MpiGroup(ProcessGroup):
 class MpiWork(Work):
     """An MPI request and what is left to do when it is complete."""
 
-    __slots__ = ("_finish", "_group", "_request", "_status")
+    __slots__ = ("_buffers", "_finish", "_group", "_request", "_status")
 
     def __init__(
-        self, group: MpiGroup, call: str, request: MPI.Request, finish: _Finish | None
+        self,
+        group: MpiGroup,
+        call: str,
+        request: MPI.Request,
+        buffers: tuple[HostArray, ...],
+        finish: _Finish | None = None,
     ) -> None:
         super().__init__(call, group.sequence)
+        self._buffers = buffers  # MPI writes there, and mpi4py does not keep them alive
         self._group = group
         self._request: MPI.Request | None = request
         self._status: MPI.Status = group._mpi.Status()
@@ -116,7 +124,7 @@ class MpiWork(Work):
         except self._group._mpi.Exception as error:
             raise self._group._failed(self.call, error) from error
         if complete:
-            self._request = None
+            self._request, self._buffers = None, ()
             if self._finish is not None:
                 self._finish(self._status)
         return complete
@@ -129,13 +137,16 @@ class MpiWork(Work):
         while not self.test():
             waited = time.monotonic() - started
             if waited > limit:
-                group._late.append(self)
                 raise DistributedError(
                     f"{self.call} on channel {group.name!r}: rank {group.rank} of {group.size} "
                     f"waited {limit} s for the other ranks; look where those are, or allow more "
                     "time"
                 )
             time.sleep(0.0 if waited < _SPIN_S else nap_s(waited))
+
+    def __del__(self) -> None:
+        if getattr(self, "_request", None) is not None:
+            _abandoned.append((self._request, self._buffers))
 
 
 def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> MpiGroup:
@@ -219,7 +230,8 @@ def _import_mpi() -> Any:
 # What follows turns a transfer into an MPI request and what is left to do when it is complete.
 
 _Finish = Callable[[Any], None]  # takes the MPI status
-_Started = tuple[Any, _Finish | None]
+_Buffers = tuple[HostArray, ...]
+_Started = tuple[Any, _Buffers] | tuple[Any, _Buffers, _Finish | None]
 _MPI_OPS = {
     "sum": "SUM",
     "avg": "SUM",
@@ -234,34 +246,38 @@ _MPI_OPS = {
 def _all_reduce(mpi: Any, comm: Any, t: Transfer) -> _Started:
     wire = _reducible(mpi, t.target)
     request = comm.Iallreduce(mpi.IN_PLACE, wire, op=getattr(mpi, _MPI_OPS[t.op]))
-    return request, _finisher(wire, t, comm.size)
+    return request, (wire,), _finisher(wire, t, comm.size)
 
 
 def _reduce_scatter(mpi: Any, comm: Any, t: Transfer) -> _Started:
     source, wire = _reducible(mpi, t.source), _reducible(mpi, t.target)
     request = comm.Ireduce_scatter_block(source, wire, op=getattr(mpi, _MPI_OPS[t.op]))
-    return request, _finisher(wire, t, comm.size)
+    return request, (source, wire), _finisher(wire, t, comm.size)
 
 
 def _broadcast(mpi: Any, comm: Any, t: Transfer) -> _Started:
-    return comm.Ibcast(_words(t.target), root=t.peer), None
+    words = _words(t.target)
+    return comm.Ibcast(words, root=t.peer), (words,)
 
 
 def _all_gather(mpi: Any, comm: Any, t: Transfer) -> _Started:
-    return comm.Iallgather(_words(t.source), _words(t.target)), None
+    source, target = _words(t.source), _words(t.target)
+    return comm.Iallgather(source, target), (source, target)
 
 
 def _gather(mpi: Any, comm: Any, t: Transfer) -> _Started:
-    target = _words(t.target) if comm.rank == t.peer else None
-    return comm.Igather(_words(t.source), target, root=t.peer), None
+    source, target = _words(t.source), _words(t.target)
+    into = target if comm.rank == t.peer else None
+    return comm.Igather(source, into, root=t.peer), (source, target)
 
 
 def _barrier(mpi: Any, comm: Any, t: Transfer) -> _Started:
-    return comm.Ibarrier(), None
+    return comm.Ibarrier(), ()
 
 
 def _send(mpi: Any, comm: Any, t: Transfer) -> _Started:
-    return comm.Isend(_words(t.source), dest=t.peer, tag=t.tag), None
+    words = _words(t.source)
+    return comm.Isend(words, dest=t.peer, tag=t.tag), (words,)
 
 
 def _recv(mpi: Any, comm: Any, t: Transfer) -> _Started:
@@ -273,7 +289,8 @@ def _recv(mpi: Any, comm: Any, t: Transfer) -> _Started:
                 "receive the same dtype and shape"
             )
 
-    return comm.Irecv(_words(t.target), source=t.peer, tag=t.tag), check
+    words = _words(t.target)
+    return comm.Irecv(words, source=t.peer, tag=t.tag), (words,), check
 
 
 _STARTERS: dict[str, Callable[[Any, Any, Transfer], _Started]] = {

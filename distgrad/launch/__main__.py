@@ -9,7 +9,9 @@ from distgrad.launch import run
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    sys.exit(run.main(sys.argv[1:]))
+    # not sys.exit: a process group takes a status that goes through it for a failure of this rank
+    # alone, while all ranks agree on this one
+    raise SystemExit(run.main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

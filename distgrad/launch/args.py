@@ -112,8 +112,8 @@ def _next_option(words: list[str]) -> tuple[str, str, str]:
     if key not in ACTIONS and key not in ("config", "set") and row is None:
         known = [f"--{k.replace('_', '-')}" for k in (*OPTIONS, *ACTIONS, "config", "set")]
         raise ConfigError(
-            f"{name}: unknown option{nearest(name.replace('_', '-'), known)}; "
-            f"options of a script stand behind its name; --help lists all"
+            f"{name}: unknown option{nearest(name.replace('_', '-'), known)} (--help lists all; "
+            f"options of a script stand behind its name)"
         )
     if key in ACTIONS or (row is not None and row.read is flag):
         return key, name, text if equals else "true"
@@ -260,11 +260,11 @@ def _filled(defaults: Any, settings: Mapping[str, Setting], prefix: str) -> Any:
 def _unknown(key: str, origin: str, known: list[str], script: bool) -> str:
     if script and key in SWITCHES:
         return (
-            f"{origin}: {key} configures a built-in job; to give it to the script, write it "
-            f"behind the script's name"
+            f"{origin}: configures a built-in job; to give it to the script, write it behind "
+            f"the script's name"
         )
     here = f"{origin}: " if origin.startswith("-") else f"{origin}: key {key!r}: "
-    return f"{here}unknown setting{nearest(key, known)}; --print-config lists all"
+    return f"{here}unknown setting{nearest(key, known)} (--print-config lists all)"
 
 
 def _value(key: str, raw: Any, origin: str, hints: Mapping[str, tuple[Any, Any]]) -> Any:

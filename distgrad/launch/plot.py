@@ -68,7 +68,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     """
     rough = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * f for f in (1, 2, 2.5, 5, 10) if unit * f >= rough * 0.999)
+    step = min((unit * f for f in (1, 2, 2.5, 5, 10)), key=lambda s: abs(math.log(s / rough)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from distgrad import distributed
 from distgrad.config import SWITCHES, unknown_variables
 from distgrad.distributed.env import WorldHint, world_from_env
+from distgrad.distributed.failure import exit_status
 from distgrad.distributed.group import ProcessGroup
 from distgrad.doctor import software
-from distgrad.errors import ConfigError, MissingExtra
+from distgrad.errors import ConfigError, DistributedError, MissingExtra
 from distgrad.launch import blas, jobs, rundir, signals, spawn, streams
 from distgrad.launch.args import (
     Command,
@@ -34,9 +35,11 @@ from distgrad.launch.args import (
 from distgrad.launch.rundir import RunDir
 from distgrad.version import __version__
 
-OK, ERROR, USAGE, MISSED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+OK, ERROR, USAGE, MISSED, PREEMPTED = 0, 1, 2, 3, 75
 _MESSAGE_ONLY = (ConfigError, MissingExtra)  # their text says all; where they rose says nothing
-_HEAD_START_S = 0.15  # a rank waits so long for each rank before it to report the same failure
+_HEAD_START_S = 0.1  # a rank waits so long for each rank before it to report the same failure
+_DRAIN_S = 0.1  # Hydra drops what it has not forwarded when a rank aborts: 1 traceback in 40
+_MERCY_S = 1.0  # a rank that is not the first to fail waits so long to be ended by the first
 
 
 def main(argv: list[str]) -> int:
@@ -52,11 +55,31 @@ def main(argv: list[str]) -> int:
             return _print_once(hint, as_toml(resolved))
         _become_ranks(resolved, hint)
     except _MESSAGE_ONLY as error:
-        if not hint.rank:
-            print(f"distgrad.launch: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError) else ERROR
+        return _refused(hint, error, USAGE if isinstance(error, ConfigError) else ERROR)
     blas.limit(hint.local_size or 1)
-    return Launch(command.target, job, resolved).run()
+    faulthandler.enable(file=sys.__stderr__ or sys.stderr)
+    try:
+        group = _group(job, hint)
+    except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
+        return _refused(hint, error, ERROR)
+    return Launch(command.target, job, resolved).run(group)
+
+
+def _group(job: jobs.Job | None, hint: WorldHint) -> ProcessGroup:
+    """Return the group of the job, its default one, or a group of the launcher's for a script.
+
+    A script makes its default group itself, as it does without the launcher.
+    """
+    if job is not None:
+        return distributed.init_process_group()
+    return distributed.mpi_group() if (hint.size or 1) > 1 else distributed.local_group()
+
+
+def _refused(hint: WorldHint, error: Exception, status: int) -> int:
+    """Return ``status`` once one rank has said what all of them found wrong."""
+    if not hint.rank:
+        print(f"distgrad.launch: {error}", file=sys.stderr)
+    return status
 
 
 def _printed(command: Command) -> str | None:
@@ -107,51 +130,52 @@ class Launch:
 
     def __init__(self, target: Target, job: jobs.Job | None, resolved: Resolved) -> None:
         self.target, self.job, self.resolved = target, job, resolved
-        self.group: ProcessGroup | None = None
         self.rundir: RunDir | None = None
 
-    def run(self) -> int:
-        """Return the exit status; a failure of this rank alone ends the whole job instead."""
-        faulthandler.enable(file=sys.__stderr__ or sys.stderr)
-        body = self._script if self.job is None else self._job
+    def run(self, group: ProcessGroup) -> int:
+        """Return the exit status on which all ranks agree; a failure ends the whole job."""
         with ExitStack() as stack:
-            status, failure = _attempt(lambda: body(stack))
-            if failure is None and not self._failed_alone(status):
-                return status
-            return self._end(status, failure or f"exit status {status}")
+            try:
+                return self._script(stack, group) if self.job is None else self._job(stack, group)
+            except BaseException as error:
+                return self._end(group, error)
 
-    def _failed_alone(self, status: int) -> bool:
-        """Return whether the other ranks cannot know of this exit status."""
-        return status not in (OK, MISSED, PREEMPTED) if self.job else status != OK
-
-    def _end(self, status: int, failure: str) -> int:
-        """Report the failure and take all other ranks along."""
-        group, run = self.group, self.rundir
-        several = group is not None and group.size > 1
-        if several and group is not None and run is None:
-            time.sleep(_HEAD_START_S * min(group.rank, 4))
-        if run is None or not several or (group and run.first_failure(group.rank)):
-            print(failure.rstrip(), file=sys.stderr)
-        elif group is not None:
-            with run.log(group.rank).open("a") as log:
-                log.write(failure)
-        if run is not None and self.job and self.resolved["dry_run"]:
-            shutil.rmtree(run.path, ignore_errors=True)
-        if several and group is not None:
-            group.abort(status, failure.rstrip().splitlines()[-1])
+    def _end(self, group: ProcessGroup, error: BaseException) -> int:
+        """Return the exit status of ``error`` once it is reported and no other rank runs."""
+        status, text = _verdict(error)
+        if status == OK:
+            return OK
+        if self._speaks(group):
+            if text:
+                print(text.rstrip(), file=sys.stderr)
+        elif self.rundir is not None:
+            with self.rundir.log(group.rank).open("a") as log:
+                log.write(text)
+            time.sleep(_MERCY_S)
+        if self.rundir is not None and self.job is not None and self.resolved["dry_run"]:
+            shutil.rmtree(self.rundir.path, ignore_errors=True)
+        if group.size > 1:
+            time.sleep(_DRAIN_S)
+            group.abort(status, f"{type(error).__name__} ended this rank, so the job ends")
         return status
+
+    def _speaks(self, group: ProcessGroup) -> bool:
+        """Return whether this rank reports its failure: only one does if several fail at once."""
+        if group.size > 1 and self.rundir is not None:
+            return self.rundir.first_failure(group.rank)
+        time.sleep(_HEAD_START_S * min(group.rank, 4))
+        return True
 
     # ---------------------------------------------------------------- a script of the user
 
-    def _script(self, stack: ExitStack) -> int:
-        group = self.group = distributed.init_process_group()
-        name = self.target.name
-        if group.size > 1 or self.resolved["run_dir"]:
-            self._open(stack, group, Path(name).stem if self.target.kind == "script" else name)
-        if self.target.kind == "script" and not Path(name).is_file():
+    def _script(self, stack: ExitStack, group: ProcessGroup) -> int:
+        name, module = self.target.name, self.target.kind == "module"
+        if not module and not Path(name).is_file():
             raise ConfigError(f"{name}: there is no such script; --help says how to call it")
+        if group.size > 1 or self.resolved["run_dir"]:
+            self._open(stack, group, name if module else Path(name).stem)
         sys.argv = [name, *self.target.argv]
-        if self.target.kind == "module":
+        if module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = str(Path(name).resolve().parent)
@@ -160,29 +184,31 @@ class Launch:
 
     # ---------------------------------------------------------------- a job
 
-    def _job(self, stack: ExitStack) -> int:
+    def _job(self, stack: ExitStack, group: ProcessGroup) -> int:
         assert self.job is not None
-        group = self.group = distributed.init_process_group()
-        name = self.resolved["job"].rpartition(".")[2]
-        resume_from = self._open(stack, group, name)
+        resolved = self.resolved
+        run, resume_from = self._open(stack, group, resolved["job"].rpartition(".")[2])
         stack.enter_context(signals.handling())
-        assert self.rundir is not None
         say = print if group.rank == 0 else _say_nothing
         context = jobs.Context(
             group=group,
-            rundir=self.rundir,
+            rundir=run,
             resume_from=resume_from,
-            dry_run=self.resolved["dry_run"],
-            profile_steps=self.resolved["profile_steps"],
+            dry_run=resolved["dry_run"],
+            profile_steps=resolved["profile_steps"],
             stop_requested=signals.stop_requested,
             say=say,
         )
-        say(banner(group, self.rundir, resume_from))
-        metrics = group.broadcast_object(self.job.run(self.resolved.config, context))
-        if self.resolved["dry_run"]:
+        say(banner(group, run, resume_from))
+        try:
+            metrics = group.broadcast_object(self.job.run(resolved.config, context))
+        except jobs.Preempted as stop:
+            say(f"stopped: {stop}; go on with --run-dir {run.path}")
+            return PREEMPTED
+        if resolved["dry_run"]:
             group.barrier()
             if group.rank == 0:
-                shutil.rmtree(self.rundir.path)
+                shutil.rmtree(run.path)
             say("dry run passed")
             return OK
         return self._judge(metrics, say)
@@ -199,25 +225,28 @@ class Launch:
 
     # ---------------------------------------------------------------- both
 
-    def _open(self, stack: ExitStack, group: ProcessGroup, name: str) -> Path | None:
-        """Make the run directory on all ranks and send the output there."""
-        resolved, chosen = self.resolved, None
+    def _open(self, stack: ExitStack, group: ProcessGroup, name: str) -> tuple[RunDir, Path | None]:
+        """Make the run directory on all ranks, send the output there, say what to resume."""
+        chosen = None
         if group.rank == 0:
             chosen = self._choose(name)
             chosen[0].make()
-        run, resume_from = group.broadcast_object(chosen)
-        run.make_logs()
-        self.rundir = run
+            chosen[0].forget_failure()
+        agreed = group.broadcast_object(chosen)
+        assert agreed is not None
+        run = self.rundir = agreed[0]
+        run.make()
         stack.enter_context(streams.captured(group.rank, group.size, run.log(group.rank)))
         if group.rank == 0:
-            settings = {k: asdict(s) for k, s in resolved.settings.items()}
+            settings = {key: asdict(value) for key, value in self.resolved.settings.items()}
             rundir.write_json(run.path / "config.json", settings)
             rundir.write_json(run.path / "env.json", {**software(), "argv": sys.orig_argv[1:]})
-            if not (self.job and resolved["dry_run"]):
+            if self.job is None or not self.resolved["dry_run"]:
                 run.link_as_latest()
             for warning in unknown_variables():
                 print(f"warning: {warning}", file=sys.stderr)
-        return resume_from
+        group.barrier()  # a rank that fails at once finds the directory complete
+        return agreed
 
     def _choose(self, name: str) -> tuple[RunDir, Path | None]:
         if self.job is None:
@@ -246,23 +275,16 @@ def banner(group: ProcessGroup, run: RunDir, resume_from: Path | None) -> str:
     )
 
 
-def _attempt(body: Callable[[], int]) -> tuple[int, str | None]:
-    """Return the exit status of ``body`` and, if it failed, what to print."""
-    try:
-        return body(), None
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            return int(error.code or 0), None
-        return ERROR, str(error.code)
-    except jobs.Preempted as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return PREEMPTED, None
-    except KeyboardInterrupt:
-        return INTERRUPTED, "KeyboardInterrupt"
-    except _MESSAGE_ONLY as error:
-        return USAGE if isinstance(error, ConfigError) else ERROR, f"distgrad.launch: {error}"
-    except BaseException as error:
-        return ERROR, _traceback(error)
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Return the exit status that ``error`` stands for, and what to print."""
+    if isinstance(error, ConfigError):
+        return USAGE, f"distgrad.launch: {error}"
+    if isinstance(error, _MESSAGE_ONLY):
+        return ERROR, f"distgrad.launch: {error}"
+    if isinstance(error, SystemExit):
+        return exit_status(error), error.code if isinstance(error.code, str) else ""
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else _traceback(error)
+    return exit_status(error), text
 
 
 def _traceback(error: BaseException) -> str:

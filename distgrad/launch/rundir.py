@@ -63,13 +63,16 @@ class RunDir:
         return True
 
     def make(self) -> None:
-        """Make the directories; rank 0 calls it before the others use them."""
+        """Make the directories; rank 0 first, then the others, whose disk may be another."""
         try:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"--run-dir {self.path}: cannot be made ({error.strerror}); choose another"
             ) from None
+
+    def forget_failure(self) -> None:
+        """Forget the failure of an earlier run that this one goes on from."""
         (self.path / "logs" / "failed").unlink(missing_ok=True)
 
     def link_as_latest(self) -> None:

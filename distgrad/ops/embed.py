@@ -1,1 +1,190 @@
-"""Embeddings."""
+"""Embeddings: rows of a table by their numbers, bags of rows, one-hot vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distgrad.autograd.declare import op
+from distgrad.autograd.mode import no_grad
+from distgrad.autograd.samples import case, given, integers, real
+from distgrad.backend.device import array_namespace
+from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
+from distgrad.tensor import Tensor, wrap
+from distgrad.typing import Array, Namespace
+
+__all__ = ["embedding", "embedding_backward", "embedding_bag", "one_hot"]
+
+
+def _check_rows(xp: Namespace, index: Array, count: int) -> None:
+    """Refuse what is no row number, naming the first offender."""
+    if index.dtype.kind not in "iu":
+        raise DtypeError(
+            f"expected indices of dtype int32 or int64, but got {index.dtype}; use .long()"
+        )
+    if not index.size:
+        return
+    low, high = int(xp.min(index)), int(xp.max(index))
+    if low < 0 or high >= count:
+        raise IndexOutOfRange(
+            f"index out of range in self: {low if low < 0 else high} is not in [0, {count}), the "
+            "rows of weight; enlarge num_embeddings or correct the indices"
+        )
+
+
+def _positive_padding(padding_idx: int | None, count: int) -> int | None:
+    if padding_idx is None or -count <= padding_idx < count:
+        return padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + count
+    raise ArgumentError(f"Padding_idx must be within num_embeddings, {count}; got {padding_idx}")
+
+
+def _limit_norms(xp: Namespace, weight: Array, index: Array, max_norm: float, p: float) -> None:
+    """Scale the rows in use down to ``max_norm``, in place, as PyTorch does."""
+    rows = xp.unique(index)
+    norms = xp.linalg.norm(weight[rows], p, axis=1, keepdims=True)
+    weight[rows] *= xp.where(norms > max_norm, max_norm / (norms + 1e-7), 1).astype(weight.dtype)
+
+
+def _row_scale(xp: Namespace, index: Array, dtype: Any) -> Array:
+    """Return 1 / (how often its row occurs) for every index."""
+    return (1 / xp.bincount(index.reshape(-1))[index]).astype(dtype)[..., None]
+
+
+@op(
+    "multilinear",
+    samples=[case(given([[1, 2, 4], [4, 3, 1]]), real(5, 3)), case(integers(5), real(5, 3)),
+             case(given([1, 0, 1]), real(4, 2), padding_idx=-1, max_norm=100.0),
+             case(given([1, 0, 3]), real(4, 2), scale_grad_by_freq=True)],
+    method=False,
+    reference="nn.functional.embedding",
+    d_weight=lambda F, g, input, weight_shape, padding_idx, scale_grad_by_freq:
+        F.embedding_backward(g, input, weight_shape[0], padding_idx, scale_grad_by_freq),
+)  # fmt: skip
+def embedding(
+    xp: Namespace,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Array:
+    """Return the rows of ``weight`` whose numbers stand in ``input``.
+
+    Shape:
+        input: ``(*)`` integers in [0, V), weight: ``(V, D)``; result: ``(*, D)``.
+    Args:
+        padding_idx: this row gets no gradient.
+        max_norm: rows in use with a larger norm are scaled down in place first.
+        scale_grad_by_freq: divide a row's gradient by how often it occurs in ``input``.
+        sparse: taken for compatibility; gradients are dense.
+    Raises:
+        IndexOutOfRange: an index is negative or not below V.
+    """
+    return _embedding(xp, input, weight, padding_idx, max_norm, norm_type)
+
+
+def _embedding(
+    xp: Namespace, index: Array, weight: Array, padding: int | None, max_norm: Any, p: float
+) -> Array:
+    if weight.ndim != 2:
+        raise ShapeError("'weight' must be 2-D; one row for each index")
+    _positive_padding(padding, len(weight))
+    _check_rows(xp, index, len(weight))
+    if max_norm is not None and index.size:
+        _limit_norms(xp, weight, index, max_norm, p)
+    return xp.take(weight, index, axis=0)
+
+
+@op(
+    "multilinear",
+    samples=[case(real(2, 3), given([1, 1]), num_weights=3),
+             case(real(3, 2), given([1, 0, 1]), num_weights=4, padding_idx=0),
+             case(real(3, 2), given([1, 0, 1]), num_weights=4, scale_grad_by_freq=True)],
+    method=False,
+    reference="none",
+    d_grad=lambda F, g, indices, padding_idx, scale_grad_by_freq: F.embedding_backward_transposed(
+        g, indices, padding_idx, scale_grad_by_freq
+    ),
+)  # fmt: skip
+def embedding_backward(
+    xp: Namespace,
+    grad: Tensor,
+    indices: Tensor,
+    num_weights: int,
+    padding_idx: int | None = None,
+    scale_grad_by_freq: bool = False,
+) -> Array:
+    """Return ``num_weights`` rows, each the sum of the rows of ``grad`` that name it.
+
+    Shape:
+        grad: ``(*, D)``, indices: ``(*)``; result: ``(num_weights, D)``.
+    """
+    out = xp.zeros((num_weights, grad.shape[-1]), grad.dtype)
+    values: Array = grad
+    if scale_grad_by_freq and xp.size(indices):
+        values = values * _row_scale(xp, indices, grad.dtype)
+    xp.add_at(out, indices, values)
+    if padding_idx is not None:
+        out[padding_idx] = 0
+    return out
+
+
+@op(
+    "multilinear",
+    samples=[case(real(4, 2), given([1, 0, 1]), padding_idx=0, scale_grad_by_freq=True)],
+    method=False,
+    reference="none",
+    d_grad=lambda F, g, indices, grad_shape, padding_idx, scale_grad_by_freq:
+        F.embedding_backward(g, indices, grad_shape[0], padding_idx, scale_grad_by_freq),
+)  # fmt: skip
+def embedding_backward_transposed(
+    xp: Namespace,
+    grad: Tensor,
+    indices: Tensor,
+    padding_idx: int | None = None,
+    scale_grad_by_freq: bool = False,
+) -> Array:
+    """Return the rows of ``grad`` by ``indices``, scaled as ``embedding_backward`` scales them."""
+    rows = xp.take(grad, indices, axis=0)
+    if scale_grad_by_freq and xp.size(indices):
+        rows *= _row_scale(xp, indices, rows.dtype)
+    if padding_idx is not None:
+        rows[indices == padding_idx % len(grad)] = 0  # type: ignore[arg-type]
+    return rows
+
+
+@op(
+    samples=[case(given([[0, 2], [1, 1]])), case(given([0, 1]), num_classes=4)],
+    method=False,
+    reference="nn.functional.one_hot",
+)
+def one_hot(xp: Namespace, tensor: Tensor, num_classes: int = -1) -> Array:
+    """Return vectors of int64 that are 1 at the class and 0 elsewhere.
+
+    Shape:
+        tensor: ``(*)``; result: ``(*, num_classes)``, by default up to the largest class.
+    """
+    return _one_hot(xp, tensor, num_classes)
+
+
+def _one_hot(xp: Namespace, index: Array, classes: int) -> Array:
+    if index.dtype != xp.int64:
+        raise DtypeError(
+            f"one_hot is only applicable to index tensor of type LongTensor, but got {index.dtype}"
+            "; use .long()"
+        )
+    if not index.size:
+        if classes <= 0:
+            raise ShapeError("Can not infer total number of classes from empty tensor; give it")
+        return xp.zeros((*index.shape, classes), xp.int64)
+    low, high = int(xp.min(index)), int(xp.max(index))
+    if low < 0:
+        raise ShapeError(f"Class values must be non-negative, but one is {low}")
+    if classes == -1:
+        classes = high + 1
+    if classes < 1:
+        raise ShapeError(f"num_classes should be positive, but is {classes}")
+    if high >= classes:
+        raise ShapeError(f"Class values must be smaller than num_classes, but one is {high}")
+    return (index[..., None] == xp.arange(classes)).astype(xp.int64)

@@ -226,9 +226,7 @@ def check_second(name: str, index: int) -> bool:
         if g is not None and edge_of(g) is not None
     ]
     inputs = [t for t in _flat(tensors) if isinstance(t, Tensor) and t.requires_grad]
-    second = (
-        engine.run(roots, inputs=inputs, accumulate=False) if roots else [None] * len(inputs)
-    )
+    second = engine.run(roots, inputs=inputs, accumulate=False) if roots else [None] * len(inputs)
     directions = case.directions(3)
     _close(_dot(second, directions), _difference(slope, case, directions), name, 1e-4, 1e-5)
     return True

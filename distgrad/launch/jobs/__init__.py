@@ -72,26 +72,38 @@ def load(name: str) -> Job:
     return cast("Job", module)
 
 
-def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Return how many micro-batches each rank adds up for one step.
+def micro_batches(global_batch: int, micro_batch: int, world_size: int) -> list[list[slice]]:
+    """Return for each rank the rows of the global batch that it computes, one slice at a time.
+
+    The micro-batches are the same for every number of ranks; ranks differ by one at most.
 
     Raises:
-        ConfigError: if the global batch is no multiple of micro-batch times ranks.
+        ConfigError: the global batch is no multiple of the micro-batch, or a rank gets nothing.
 
     Example:
-        >>> accumulation_steps(32, 4, 2)
-        4
+        >>> [len(share) for share in micro_batches(32, 4, 3)]
+        [3, 3, 2]
     """
-    once = micro_batch * world_size
-    steps, rest = divmod(global_batch, once)
-    if steps and not rest:
-        return steps
-    near = [n for n in (steps * once, (steps + 1) * once) if n]
-    fits = [m for m in range(1, global_batch + 1) if global_batch % (m * world_size) == 0]
-    hint = f"--global-batch {' or '.join(map(str, near))}"
-    if fits:
-        hint += f", or --micro-batch {min(fits, key=lambda m: abs(m - micro_batch))}"
-    raise ConfigError(
-        f"--global-batch {global_batch}: is not a multiple of {once} = micro-batch {micro_batch} "
-        f"x {world_size} ranks; use {hint}"
-    )
+    count, rest = divmod(global_batch, micro_batch)
+    if rest:
+        near = [n for n in (count * micro_batch, (count + 1) * micro_batch) if n]
+        fits = [m for m in range(1, global_batch + 1) if global_batch % m == 0]
+        raise ConfigError(
+            f"--global-batch {global_batch}: is not a multiple of --micro-batch {micro_batch}; use "
+            f"--global-batch {' or '.join(map(str, near))}, or --micro-batch "
+            f"{min(fits, key=lambda m: abs(m - micro_batch))}"
+        )
+    if count < world_size:
+        smaller = global_batch // world_size
+        hint = f"--micro-batch {smaller} or less, or " if smaller else ""
+        raise ConfigError(
+            f"--global-batch {global_batch}: makes {count} micro-batches of {micro_batch} for "
+            f"{world_size} ranks, so some rank would have none; use {hint}--global-batch "
+            f"{world_size * micro_batch}"
+        )
+    rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(count)]
+    each, more = divmod(count, world_size)
+    cuts = [0]
+    for rank in range(world_size):
+        cuts.append(cuts[-1] + each + (rank < more))
+    return [rows[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
