@@ -88,7 +88,9 @@ def test_special_functions_have_tabulated_values(name):
     got = getattr(xp, name)(at)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, want, rtol=2e-14, atol=1e-15)
-    np.testing.assert_allclose(getattr(xp, name)(at.astype("f4")), want, rtol=2e-5)
+    single = at.astype("f4")
+    nearest = getattr(xp, name)(single.astype("f8")).astype("f4")
+    np.testing.assert_allclose(getattr(xp, name)(single), nearest, rtol=5e-7)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -101,7 +103,7 @@ def test_special_functions_agree_with_scipy(name):
     elif name == "erfinv":
         x = np.tanh(x[:4000])
     theirs = getattr(special, {"lgamma": "gammaln"}.get(name, name))
-    near_pole = np.abs(x - np.round(x)) < 1e-3 if name == "digamma" else np.zeros(len(x), bool)
+    near_pole = np.abs(x - np.round(x)) < 1e-2 if name == "digamma" else np.zeros(len(x), bool)
     x = x[~near_pole | (x > 0.5)]
     np.testing.assert_allclose(getattr(xp, name)(x), theirs(x), rtol=3e-14, atol=2e-15)
     single = x.astype("f4")
@@ -239,5 +241,7 @@ def test_sum_to_shape_undoes_broadcasting(shape, kind):
     got = xp.sum_to_shape(g, shape)
     assert got.shape == shape
     assert got.dtype == g.dtype
+    big = np.broadcast_to(np.arange(20.0), (300, 20)).copy()
+    assert xp.sum_to_shape(big, (20,)).tolist() == [300 * n for n in range(20)]
     probe = np.random.default_rng(1).integers(-9, 9, shape).astype(kind)
     assert (got * probe).sum() == (g * probe).sum()  # the adjoint of broadcasting

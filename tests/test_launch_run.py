@@ -22,6 +22,7 @@ STRIPPED = ("DISTGRAD_", "_DISTGRAD_", "PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "H
 JOB = """
 import os, signal, time
 from dataclasses import dataclass, field
+from distgrad.errors import ConfigError
 from distgrad.launch.jobs import Preempted
 from distgrad.launch.rundir import Metrics, write_text
 
@@ -34,12 +35,15 @@ class Config:
     steps: int = 4
     fail_at: int = -1
     signal_at: int = -1
+    wrong: bool = False
     model: Model = field(default_factory=Model)
 
 DEFAULTS = Config()
 
 def run(config, context):
     group, rundir = context.group, context.rundir
+    if config.wrong:
+        raise ConfigError("--global-batch 3: is wrong")
     metrics = Metrics(rundir.metrics if group.rank == 0 else None)
     first = 0
     if context.resume_from:
@@ -220,6 +224,15 @@ def test_an_expectation_of_an_unknown_metric_is_an_error(place):
     done = launch(place, "--job", "demo.job", "--expect", "loss<1")
     assert done.returncode == 2
     assert "the run has no metric 'loss'; it has val_loss" in done.stderr
+
+
+def test_a_wrong_setting_that_the_job_finds_leaves_no_run_directory(place, mpirun):
+    words = ["--job", "demo.job", "--set", "wrong=yes"]
+    for done in (launch(place, *words), mpirun(2, *words)):
+        assert done.returncode == 2
+        assert done.stderr.count("--global-batch 3: is wrong") == 1
+        assert "Traceback" not in done.stderr
+        assert list((place / "runs").iterdir()) == []
 
 
 def test_a_dry_run_leaves_nothing(place):

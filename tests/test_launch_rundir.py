@@ -95,6 +95,29 @@ def test_a_directory_that_cannot_be_made_is_an_error():
         RunDir(rundir.Path("file/run")).make()
 
 
+def test_discarding_an_unused_run_points_latest_to_the_run_before():
+    old, new = a_run("runs/old", 100), RunDir(rundir.Path("runs/new"))
+    (old.path / "config.json").write_text("{}")
+    new.make()
+    (new.path / "config.json").write_text("{}")
+    new.log(0).write_text("")
+    new.link_as_latest()
+    assert new.is_unused()
+    assert not old.is_unused()
+    new.discard()
+    assert sorted(p.name for p in rundir.RUNS.iterdir()) == ["latest", "old"]
+    assert (rundir.RUNS / "latest").resolve() == old.path.resolve()
+
+
+def test_discarding_keeps_the_files_of_others():
+    run = RunDir(rundir.Path("mine"))
+    run.make()
+    (run.path / "config.json").write_text("{}")
+    (run.path / "thesis.tex").write_text("")
+    run.discard()
+    assert [p.name for p in run.path.iterdir()] == ["thesis.tex"]
+
+
 def test_only_the_first_rank_that_fails_reports_it_until_the_run_goes_on():
     run = a_run("runs/a")
     assert [run.first_failure(rank) for rank in (2, 0)] == [True, False]

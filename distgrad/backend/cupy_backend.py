@@ -93,6 +93,16 @@ def windows(
     return cupy.lib.stride_tricks.as_strided(x, shape, strides)
 
 
+def row_blocks(rows: int, width: int) -> list[slice]:
+    """One slice of all ``rows`` rows: a device gains nothing from blocks of ``width`` elements."""
+    return [slice(0, rows)] if rows and width else []
+
+
+def row_dots(a: Array, b: Array) -> Array:
+    """The sums of ``a * b`` over the last axis."""
+    return (a * b).sum(-1)
+
+
 # --- adding at indices ------------------------------------------------------------------------
 
 

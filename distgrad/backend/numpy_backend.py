@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
-# Operations write xp.multiply, xp.exp, xp.float32 ...: the namespace is NumPy's own, and more.
-# It holds max, min, sum, bool … too, so this file writes builtins.max where it means Python's.
-from numpy import *  # noqa: F403
+import numpy.fft
 
 from distgrad.typing import Array, Shape
+
+# Operations write xp.multiply, xp.exp, xp.float32 ...: the namespace is NumPy's own, and more.
+# (`from numpy import *` would load all of its packages, numpy.f2py among them: 50 ms.)
+# It holds max, min, sum, bool ... too, so this file writes builtins.max where it means Python's.
+globals().update({name: value for name, value in vars(numpy).items() if name[0] != "_"})
 
 # --- types ------------------------------------------------------------------------------------
 
@@ -56,10 +58,12 @@ def sum_to_shape(g: Array, shape: Shape) -> Array:
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
-    if extra and g.shape[extra:] == shape and g.flags.c_contiguous and g.dtype.char in "fd":
-        # A row vector times a matrix is the sum of its rows, at the speed of BLAS.
-        rows = g.reshape(-1, math.prod(shape))
-        return np.matmul(np.ones(len(rows), g.dtype), rows).reshape(shape)
+    if g.dtype.char in "fd" and extra and g.shape[extra:] == shape and g.flags.c_contiguous:
+        width = math.prod(shape)
+        if width >= 8 and g.size >= 4096:
+            # A row vector times a matrix is the sum of its rows, at the speed of BLAS.
+            rows = g.reshape(-1, width)
+            return np.matmul(np.ones(len(rows), g.dtype), rows).reshape(shape)
     axes = [i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1)]
     total = g.sum(axis=tuple(axes), dtype=_sum_type(g))
     return total.astype(g.dtype, copy=False).reshape(shape)
@@ -110,6 +114,26 @@ def windows(
         *(step * d for step, d in zip(steps, dilation, strict=True)),
     )
     return np.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+# Elements per block of rows: what a few such blocks need stays in the level-2 cache.
+_BLOCK = 1 << 15
+
+
+def row_blocks(rows: int, width: int) -> list[slice]:
+    """Slices that cover ``rows`` rows of ``width`` elements, each small enough for the cache.
+
+    Example:
+        >>> row_blocks(3, 1 << 14)
+        [slice(0, 2, None), slice(2, 3, None)]
+    """
+    step = builtins.max(_BLOCK // builtins.max(width, 1), 1)
+    return [slice(start, builtins.min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def row_dots(a: Array, b: Array) -> Array:
+    """The sums of ``a * b`` over the last axis."""
+    return np.vecdot(a, b)
 
 
 # --- adding at indices ------------------------------------------------------------------------

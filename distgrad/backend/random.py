@@ -168,8 +168,8 @@ class Generator:
             start, end = work.type(low), work.type(high)
             x = _fma(x, end - start, start)
         x = x.astype(dtype, copy=False).reshape(shape)
-        if dtype != work:  # rounding to half precision may reach the open end
-            x[x == dtype.type(high)] = low
+        if (low, high) != (0, 1) or dtype != work:  # rounding may reach the open end
+            np.copyto(x, dtype.type(low), where=x == dtype.type(high))
         return x
 
     def normal(

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -149,15 +149,25 @@ class Launch:
             if text:
                 print(text.rstrip(), file=sys.stderr)
         elif self.rundir is not None:
-            with self.rundir.log(group.rank).open("a") as log:
+            with suppress(OSError), self.rundir.log(group.rank).open("a") as log:
                 log.write(text)
             time.sleep(_MERCY_S)
-        if self.rundir is not None and self.job is not None and self.resolved["dry_run"]:
-            shutil.rmtree(self.rundir.path, ignore_errors=True)
         if group.size > 1:
             time.sleep(_DRAIN_S)
+        self._tidy(status)
+        if group.size > 1:
             group.abort(status, f"{type(error).__name__} ended this rank, so the job ends")
         return status
+
+    def _tidy(self, status: int) -> None:
+        """Remove the directory of a dry run, or of a run that a wrong setting stopped at once."""
+        run = self.rundir
+        if run is None or self.job is None:
+            return
+        if self.resolved["dry_run"]:
+            shutil.rmtree(run.path, ignore_errors=True)
+        elif status == USAGE and run.is_unused():
+            run.discard()
 
     def _speaks(self, group: ProcessGroup) -> bool:
         """Return whether this rank reports its failure: only one does if several fail at once."""

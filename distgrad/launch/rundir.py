@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from distgrad.errors import ConfigError
 
 RUNS = Path("runs")
+_OWN = ("config.json", "env.json", "metrics.jsonl", "logs/failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class RunDir:
         try:
             with (self.path / "logs" / "failed").open("x") as file:
                 file.write(f"rank {rank}\n")
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the first one may have tidied up
             return False
         except OSError:  # a full disk must not hide the failure
             return True
@@ -80,6 +81,31 @@ class RunDir:
         # some file systems know no links; the run does not depend on this one
         with suppress(OSError):
             _link(self.path.parent / "latest", self.path.name)
+
+    def is_unused(self) -> bool:
+        """Return whether no step of the run has left a trace here."""
+        measured = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return not measured and not self.checkpoints.exists()
+
+    def discard(self) -> None:
+        """Remove what the launcher wrote into an unused directory; files of others stay."""
+        for file in (*map(self.path.joinpath, _OWN), *self.path.glob("logs/rank_*.log")):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: the user has files here
+            (self.path / "logs").rmdir()
+            self.path.rmdir()
+            self._link_newest()
+
+    def _link_newest(self) -> None:
+        """Let ``latest`` point to the newest other run, or be gone."""
+        runs = self.path.parent
+        link = runs / "latest"
+        if link.is_symlink() and not link.exists():
+            others = sorted(runs.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
+            if others:
+                _link(link, others[-1].parent.name)
+            else:
+                link.unlink()
 
 
 # ------------------------------------------------------------------ which directory

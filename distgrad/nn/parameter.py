@@ -43,8 +43,8 @@ class Buffer(Tensor):
         persistent: whether ``state_dict`` holds it.
     """
 
-    __slots__ = ("persistent",)
-    persistent: bool
+    __slots__ = ()
+    persistent: bool = True
 
     def __init__(self, data: Tensor | None = None, *, persistent: bool = True) -> None:
         _take(self, "Buffer", data)

@@ -12,6 +12,9 @@ from distgrad.nn.parameter import Parameter
 from distgrad.tensor import Tensor, shared_of
 
 
+EXTRA_STATE = "_extra_state"
+
+
 class IncompatibleKeys(NamedTuple):
     """The keys that a state dict lacks, and those that nothing takes."""
 
@@ -91,30 +94,40 @@ def load_own(
 ) -> None:
     """Copy the entries of one module, without its children."""
     assign = bool(metadata.get("assign_to_params_buffers", False))
-    for name, target in module._own_state():
+    own = dict(module._own_state())
+    for name, target in own.items():
         key = prefix + name
-        if key not in state:
-            if strict:
-                found.missing_keys.append(key)
-            continue
-        problem = _load_one(module, name, target, state[key], assign)
-        if problem:
-            errors.append(problem.format(key=key))
+        if key in state:
+            problem = _load_one(module, name, target, state[key], assign)
+            if problem:
+                errors.append(problem.format(key=key))
+        elif strict:
+            found.missing_keys.append(key)
+    extra = prefix + EXTRA_STATE
+    if module._takes_extra_state():
+        if extra in state:
+            module.set_extra_state(state[extra])
+        elif strict:
+            found.missing_keys.append(extra)
+    elif strict and extra in state:
+        found.unexpected_keys.append(extra)
     if strict:
-        names = {name for name, _ in module._own_state()} | module._modules.keys()
-        extra = prefix + "_extra_state"
-        for key in state:
-            if key.startswith(prefix) and key != extra:
-                name = key[len(prefix) :].split(".", 1)
-                if name[0] not in names or (len(name) > 1 and name[0] not in module._modules):
-                    found.unexpected_keys.append(key)
+        unknown = (k for k in state if k.startswith(prefix) and k != extra)
+        found.unexpected_keys.extend(
+            k for k in unknown if not _known(module, own, k[len(prefix) :])
+        )
+
+
+def _known(module: Any, own: dict[str, Tensor], key: str) -> bool:
+    name, dot, _ = key.partition(".")
+    return name in module._modules if dot else name in own
 
 
 def _load_one(module: Any, name: str, target: Tensor, value: Any, assign: bool) -> str:
     """Copy ``value`` into ``target``, or put it in its place; return what is wrong, or ''."""
     if not isinstance(value, Tensor):
         return (
-            'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like '
+            'While copying the parameter named "{key}", expected Tensor '
             f"object from checkpoint but received {type(value)}"
         )
     array = value.array

@@ -1,1 +1,759 @@
-"""Indexing by numbers, slices, masks and tensors of indices."""
+"""Indexing by numbers, slices, masks and tensors of indices.
+
+Note [Two steps of an index]
+    As in PyTorch, an index is applied in two steps: what is basic (numbers, slices, None, ...) makes
+    a view, then the tensors and masks among it look up elements of that view.  NumPy differs where
+    numbers and arrays are mixed: it counts numbers among the arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from distgrad.autograd.declare import as_method, cast, op, recover
+from distgrad.autograd.inplace import assign, in_place, refuse_leaf
+from distgrad.autograd.mode import mode
+from distgrad.autograd.samples import booleans, case, given, integers, real
+from distgrad.backend.device import array_namespace
+from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError
+from distgrad.ops.shape import (
+    broadcast_tensors,
+    copy,
+    expand,
+    narrow,
+    reshape,
+    slice_view,
+    unsqueeze,
+    wrap_dim,
+)
+from distgrad.tensor import Tensor, shared_of, wrap
+from distgrad.typing import Array, Namespace, Shape, TensorLike
+
+__all__ = [
+    "argwhere",
+    "index_add",
+    "index_copy",
+    "index_fill",
+    "index_put",
+    "index_select",
+    "masked_fill",
+    "masked_scatter",
+    "masked_select",
+    "nonzero",
+    "put",
+    "select",
+    "take",
+]
+
+
+# ---------------------------------------------------------------------- one number
+@op(
+    "linear",
+    samples=[case(real(3, 4), dim=0, index=1), case(real(2, 3, 4), dim=-1, index=-2),
+             case(real(2), dim=0, index=0)],
+    view=True,
+    d_input=lambda F, g, input_shape, dim, index: F.select_backward(g, input_shape, dim, index),
+)  # fmt: skip
+def select(xp: Namespace, input: Tensor, dim: int, index: int) -> Array:
+    """Return the view of entry ``index`` along ``dim``, which is taken away."""
+    if not input.ndim:
+        raise IndexOutOfRange(
+            "invalid index of a 0-dim tensor. Use `tensor.item()` to convert a 0-dim tensor to a "
+            "Python number"
+        )
+    dim = wrap_dim(dim, input.ndim)
+    size = input.shape[dim]
+    if not -size <= index < size:
+        raise IndexOutOfRange(_beyond(index, dim, size))
+    return input[index, ...] if not dim else input[(slice(None),) * dim + (index, ...)]
+
+
+def _beyond(index: int, dim: int, size: int) -> str:
+    return (
+        f"index {index} is out of bounds for dimension {dim} with size {size}; "
+        + (f"use -{size} to {size - 1}" if size else "there is no element")
+    )
+
+
+@op("linear", samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
+    reference="select_backward",
+    d_grad=lambda F, g, dim, index: F.select(g, dim, index))  # fmt: skip
+def select_backward(
+    xp: Namespace, grad: Tensor, input_size: Shape, dim: int, index: int
+) -> Array:
+    """Return zeros of ``input_size`` with ``grad`` as entry ``index`` along ``dim``."""
+    out = xp.zeros(input_size, grad.dtype)
+    out[(slice(None),) * (dim % len(input_size)) + (index,)] = grad
+    return out
+
+
+# ---------------------------------------------------------------------- tensors of indices
+def _places(indices: Sequence[Any], dims: Sequence[int]) -> tuple[Any, ...]:
+    """Return the NumPy index that looks up along ``dims`` and keeps the other dimensions."""
+    places: list[Any] = [slice(None)] * (dims[-1] + 1)
+    for dim, index in zip(dims, indices, strict=True):
+        places[dim] = index
+    return tuple(places)
+
+
+def _out_of_bounds(error: IndexError) -> IndexOutOfRange:
+    return IndexOutOfRange(str(error).replace("for axis", "for dimension"))
+
+
+_LOOKUPS: list[Any] = [
+    case(real(4, 3), [given([2, 0, -1])], dims=(0,)),
+    case(real(4, 3), [given([[2, 0], [1, 2]]), given([0, 1])], dims=(0, 1)),
+    case(real(4, 2, 3), [given([2, 0]), given([[1], [-2]])], dims=(0, 2)),
+    case(real(2, 4, 3), [given([3, 3, 1])], dims=(1,)),
+]
+
+
+@op(
+    "linear",
+    samples=_LOOKUPS,
+    method=False,
+    reference=lambda torch, x, indices, dims: x[_places(indices, dims)],
+    d_input=lambda F, g, input_shape, indices, dims: F.index_backward(
+        g, indices, input_shape, dims
+    ),
+)
+def index(xp: Namespace, input: Tensor, indices: Sequence[Tensor], dims: Shape) -> Array:
+    """Return the elements that ``indices``, broadcast together, name along ``dims``.
+
+    Shape:
+        The dimensions of the indices stand where ``dims`` were when those are neighbours, else
+        in front.
+    """
+    try:
+        return input[_places(indices, dims)]
+    except IndexError as error:
+        raise _out_of_bounds(error) from None
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 3), [given([2, 0, 2])], input_size=(4, 3), dims=(0,)),
+             case(real(2, 2, 2), [given([2, 0]), given([[1], [-2]])], input_size=(4, 2, 3),
+                  dims=(0, 2)),
+             case(real(2, 3, 3), [given([3, 3, 1])], input_size=(2, 4, 3), dims=(1,))],
+    method=False,
+    reference=lambda torch, g, indices, input_size, dims: torch.zeros(
+        input_size, dtype=g.dtype
+    ).index_put_([i if isinstance(i, torch.Tensor) else None for i in _places(indices, dims)],
+                 g, accumulate=True),
+    d_grad=lambda F, g, indices, dims: F.index(g, indices, dims),
+)  # fmt: skip
+def index_backward(
+    xp: Namespace, grad: Tensor, indices: Sequence[Tensor], input_size: Shape, dims: Shape
+) -> Array:
+    """Return zeros of ``input_size`` plus ``grad`` at the places that ``indices`` name."""
+    out = xp.zeros(input_size, grad.dtype)
+    _accumulate(xp, out, indices, dims, grad)
+    return out
+
+
+def _accumulate(xp: Namespace, out: Any, indices: Any, dims: Shape, values: Any) -> None:
+    """Add ``values`` to ``out`` in place; a place named twice gets both.
+
+    The dimensions looked up are brought to the front and made one, for ``xp.add_at`` on rows.
+    """
+    joint = xp.broadcast_arrays(*indices) if len(indices) > 1 else indices
+    rank, first = joint[0].ndim, dims[0]
+    rows, sizes = _row_numbers(joint, [out.shape[d] for d in dims])
+    rest = [d for d in range(out.ndim) if d not in dims]
+    start = first if list(dims) == list(range(first, first + len(dims))) else 0
+    whole = xp.broadcast_to(values, _lookup_shape(out.shape, joint[0].shape, rest, start))
+    order = [*range(start, start + rank), *range(start), *range(start + rank, whole.ndim)]
+    moved = out.transpose(*dims, *rest)
+    shape = moved.shape[len(dims) :]
+    table = moved.reshape(sizes, *shape)
+    xp.add_at(table, rows, whole.transpose(order))
+    if not xp.may_share_memory(table, out):
+        moved[...] = table.reshape(moved.shape)
+
+
+def _row_numbers(joint: Sequence[Any], sizes: Sequence[int]) -> tuple[Any, int]:
+    """Return one index over the product of ``sizes`` for several indices, and that product."""
+    rows: Any = 0
+    for index, size in zip(joint, sizes, strict=True):
+        if index.size and index.min() < 0:
+            index = index % size
+        rows = index if type(rows) is int else rows * size + index
+    return rows, math.prod(sizes)
+
+
+def _lookup_shape(shape: Shape, found: Shape, rest: Sequence[int], start: int) -> Shape:
+    kept = [shape[d] for d in rest]
+    return (*kept[:start], *found, *kept[start:])
+
+
+@op(
+    "linear",
+    samples=[
+        case(real(4, 3), [given([2, 0, -1])], real(3, 3), dims=(0,)),
+        case(real(4, 3), [given([2, 0]), given([0, 1])], real(), dims=(0, 1)),
+        case(real(4, 2, 3), [given([2, 0]), given([[1], [-2]])], real(2, 1), dims=(0, 2)),
+        case(real(2, 4), [given([3, 3, 1])], real(2, 3), dims=(1,), accumulate=True),
+        case(real(4, 2, 3), [given([2, 2]), given([1, 1])], real(2, 2), dims=(0, 2),
+             accumulate=True),
+    ],
+    method=False,
+    node="IndexPutBackward0",
+    reference=lambda torch, x, indices, values, dims, accumulate=False: x.index_put(
+        [i if isinstance(i, torch.Tensor) else None for i in _places(indices, dims)]
+        if dims != (1,) else [torch.arange(2)[:, None], indices[0]], values, accumulate
+    ),
+    d_input=lambda F, g, indices, dims, accumulate: g if accumulate else F.put_index(
+        g, indices, 0, dims
+    ),
+    d_values=lambda F, g, indices, dims: F.index(g, indices, dims),
+)  # fmt: skip
+def put_index(
+    xp: Namespace, input: Tensor, indices: Sequence[Tensor], values: TensorLike, dims: Shape,
+    accumulate: bool = False,
+) -> Array:  # fmt: skip
+    """Return a copy of ``input`` with ``values`` written (or added) where ``indices`` say."""
+    out = xp.array(input, copy=True)
+    write_index(xp, out, indices, values, dims, accumulate)
+    return out
+
+
+def write_index(
+    xp: Namespace, out: Any, indices: Any, values: Any, dims: Shape, accumulate: bool
+) -> None:
+    """Write (or add) ``values`` into the array ``out`` where ``indices`` say."""
+    try:
+        if accumulate:
+            _accumulate(xp, out, indices, dims, values)
+        else:
+            out[_places(indices, dims)] = values
+    except IndexError as error:
+        raise _out_of_bounds(error) from None
+    except ValueError:
+        found = out[_places(indices, dims)].shape
+        raise ShapeError(
+            f"shape mismatch: value tensor of shape {list(xp.shape(values))} cannot be broadcast "
+            f"to indexing result of shape {list(found)}"
+        ) from None
+
+
+# ---------------------------------------------------------------------- reading an index
+class IndexReader:
+    """What an index means for a tensor of a shape: a view, then a lookup in that view.
+
+    Attributes:
+        basic: the NumPy index of the view.
+        arrays: the arrays of indices, and ``dims``: the dimensions of the view they look up.
+    """
+
+    __slots__ = ("arrays", "at", "basic", "dims", "out", "shape")
+
+    def __init__(self, shape: Shape, index: Any) -> None:
+        """Read ``index``; raise what PyTorch raises when it does not fit ``shape``."""
+        self.shape, self.at, self.out = shape, 0, 0
+        self.basic: list[Any] = []
+        self.arrays: list[Any] = []
+        self.dims: list[int] = []
+        items = [_item(i) for i in (index if isinstance(index, tuple) else _unpacked(index))]
+        used = sum([_consumed(i) for i in items])
+        if used > len(shape):
+            raise IndexOutOfRange(
+                f"too many indices for tensor of dimension {len(shape)}; got {used}"
+            )
+        for item in items:
+            self._read(item, len(shape) - used)
+
+    @property
+    def whole(self) -> bool:
+        """True when the view is the tensor itself."""
+        return all([type(b) is slice and b == _ALL for b in self.basic])
+
+    def _read(self, item: Any, left: int) -> None:
+        kind = type(item)
+        if kind is int:
+            self._number(item)
+        elif kind is slice:
+            if item.step is not None and item.step <= 0:
+                raise ArgumentError("step must be greater than zero; use flip() to go backwards")
+            self._keep(1, item)
+        elif item is None:
+            self._insert()
+        elif item is Ellipsis:
+            self._keep(left)
+        elif kind is bool:
+            self._insert()
+            self._look_up(self.out - 1, numpy.zeros(int(item), numpy.int64))
+        elif item.dtype.kind == "b" or item.dtype == numpy.uint8:
+            self._mask(item)
+        else:
+            self._keep(1)
+            self._look_up(self.out - 1, item)
+
+    def _number(self, item: int) -> None:
+        size = self.shape[self.at]
+        if not -size <= item < size:
+            raise IndexOutOfRange(_beyond(item, self.at, size))
+        self.basic.append(item)
+        self.at += 1
+
+    def _keep(self, count: int, item: slice = slice(None)) -> None:
+        self.basic += [item] * count
+        self.at += count
+        self.out += count
+
+    def _insert(self) -> None:
+        self.basic.append(None)
+        self.out += 1
+
+    def _mask(self, mask: Any) -> None:
+        for i, n in enumerate(mask.shape):
+            if n != self.shape[self.at + i]:
+                raise IndexOutOfRange(
+                    f"The shape of the mask {list(mask.shape)} at index {i} does not match the "
+                    f"shape of the indexed tensor {list(self.shape)} at index {self.at + i}"
+                )
+        self._keep(mask.ndim)
+        for i, places in enumerate(mask.nonzero()):
+            self._look_up(self.out - mask.ndim + i, places)
+
+    def _look_up(self, dim: int, array: Any) -> None:
+        self.arrays.append(array)
+        self.dims.append(dim)
+
+
+_ALL = slice(None)
+_WRONG = (
+    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
+    "indices (got {})"
+)
+
+
+def _unpacked(index: Any) -> Sequence[Any]:
+    """Return a list that stands for a tuple, as old NumPy programs write it, item by item."""
+    parts = (slice, list, tuple, Tensor, numpy.ndarray, type(None), type(Ellipsis))
+    if isinstance(index, list) and len(index) < 32 and any([isinstance(i, parts) for i in index]):
+        return index
+    return (index,)
+
+
+def _item(item: Any) -> Any:
+    """Return one item of an index as int, slice, None, Ellipsis, bool or an array of indices."""
+    kind = type(item)
+    if kind is int or kind is bool or item is None or item is Ellipsis:
+        return item
+    if kind is slice:
+        return item
+    if isinstance(item, Tensor):
+        item = item.array
+    elif isinstance(item, list | tuple | range):
+        item = numpy.asarray(item, dtype=None if len(item) else numpy.int64)
+    elif isinstance(item, numpy.generic):
+        item = numpy.asarray(item)
+    elif not hasattr(item, "dtype"):
+        if hasattr(item, "__index__"):
+            return operator.index(item)
+        raise IndexOutOfRange(_WRONG.format(kind.__name__))
+    return _array_item(item)
+
+
+def _array_item(array: Any) -> Any:
+    if array.dtype.kind not in "iub":
+        raise IndexOutOfRange(
+            "tensors used as indices must be long, int, byte or bool tensors, "
+            f"not {array.dtype}; convert with .long()"
+        )
+    if not array.ndim:
+        return array.item()
+    return array
+
+
+def _consumed(item: Any) -> int:
+    if item is None or item is Ellipsis or type(item) is bool:
+        return 0
+    if type(item) is int or type(item) is slice:
+        return 1
+    return item.ndim if item.dtype.kind == "b" or item.dtype == numpy.uint8 else 1
+
+
+# ---------------------------------------------------------------------- x[…]
+def getitem(input: Tensor, index: Any) -> Tensor:
+    """Return ``input[index]``: a view for numbers, slices, None and ...; a copy for the rest."""
+    kind = type(index)
+    if kind is int:
+        return select(input, 0, index)
+    if index is None:
+        return unsqueeze(input, 0)
+    try:
+        if kind is tuple and len(index) == input.array.ndim:
+            if all([type(i) is int for i in index]):
+                return _element(input, index)
+        reader = IndexReader(input.array.shape, index)
+    except Exception as error:
+        recover("getitem", error, {"input": input}, {"index": index})
+    view = input
+    if not reader.arrays or not reader.whole:
+        view = slice_view(input, (*reader.basic, ...))
+    return _look_up(view, reader)
+
+
+def _element(input: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    for dim, (number, size) in enumerate(zip(numbers, input.array.shape, strict=True)):
+        if not -size <= number < size:
+            raise IndexOutOfRange(_beyond(number, dim, size))
+    for number in numbers:
+        input = select(input, 0, number)
+    return input
+
+
+def _look_up(view: Tensor, reader: IndexReader) -> Tensor:
+    if not reader.arrays:
+        return view
+    return lookup(view, _on_device(view, reader.arrays), tuple(reader.dims))
+
+
+def _on_device(like: Tensor, arrays: Sequence[Any]) -> list[Tensor]:
+    xp = array_namespace(like.array)
+    return [wrap(xp.asarray(a)) for a in arrays]
+
+
+def setitem(input: Tensor, index: Any, value: Any) -> None:
+    """Write ``value`` into ``input[index]``; gradients flow to ``value`` and stop at ``input``."""
+    refuse_leaf(input, "setitem")
+    try:
+        reader = IndexReader(input.array.shape, index)
+        _check_value(input, value)
+        flows = isinstance(value, Tensor) and value.requires_grad
+        if mode.grad and (flows or input.requires_grad):
+            _write_recorded(input, reader, value)
+        else:
+            _write(input, reader, value.array if isinstance(value, Tensor) else value)
+    except Exception as error:
+        recover("setitem", error, {"input": input}, {"index": index, "value": value})
+
+
+def _check_value(input: Tensor, value: Any) -> None:
+    if isinstance(value, Tensor | int | float | complex | numpy.generic):
+        return
+    raise TypeError(
+        f"can't assign a {type(value).__name__} to a tensor of {input.array.dtype}; "
+        "make one with distgrad.tensor(...)"
+    )
+
+
+def _write(input: Tensor, reader: IndexReader, value: Any) -> None:
+    place = input.array[(*reader.basic, ...)]
+    if reader.arrays:
+        xp = array_namespace(place)
+        indices = [xp.asarray(a) for a in reader.arrays]
+        write_index(xp, place, indices, value, tuple(reader.dims), False)
+    else:
+        try:
+            place[...] = value
+        except ValueError:
+            raise ShapeError(_cannot_expand(place.shape, value.shape)) from None
+    shared_of(input).bump()
+
+
+def _cannot_expand(target: Shape, have: Shape) -> str:
+    return (
+        f"shape mismatch: value tensor of shape {list(have)} cannot be broadcast to indexing "
+        f"result of shape {list(target)}"
+    )
+
+
+def _write_recorded(input: Tensor, reader: IndexReader, value: Any) -> None:
+    view = input if reader.whole else slice_view(input, (*reader.basic, ...))
+    if isinstance(value, Tensor) and value.array.ndim > view.array.ndim and not reader.arrays:
+        extra = value.array.ndim - view.array.ndim
+        if any([n != 1 for n in value.array.shape[:extra]]):
+            raise ShapeError(_cannot_expand(view.array.shape, value.array.shape))
+        value = reshape(value, value.array.shape[extra:])
+    if reader.arrays:
+        if isinstance(value, Tensor) and value.array.dtype != view.array.dtype:
+            value = cast(value, view.array.dtype)
+        places = _on_device(view, reader.arrays)
+        result = put_index(view, places, value, tuple(reader.dims))
+    elif reader.whole:
+        result = copy(view, value)
+    else:  # CopySlices cuts the old history off
+        result = _filling(view, value)
+    assign(view, result, "setitem")
+
+
+def _filling(view: Tensor, value: Any) -> Tensor:
+    """Return ``value`` in the dtype and shape of ``view``."""
+    if not isinstance(value, Tensor):
+        value = wrap(array_namespace(view.array).asarray(value, view.array.dtype))
+    elif value.array.dtype != view.array.dtype:
+        value = cast(value, view.array.dtype)
+    return expand(value, view.array.shape)
+
+
+lookup = index  # methods below have options of that name
+as_method(getitem, "__getitem__")
+as_method(setitem, "__setitem__")
+
+
+# ---------------------------------------------------------------------- along one dimension
+def _check_index(index: Any, size: int) -> None:
+    """Raise for numbers outside [0, size); PyTorch takes no negative ones here."""
+    if index.dtype.kind not in "iu":
+        raise DtypeError(f"index must be a tensor of integers, not {index.dtype}; use .long()")
+    if index.size and type(index) is numpy.ndarray and (index.min() < 0 or index.max() >= size):
+        wrong = index.min() if index.min() < 0 else index.max()
+        raise IndexOutOfRange(f"index out of range in self: index {wrong} for size {size}")
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), integers(4, 5), dim=1), case(real(3, 4), integers(3, 2), dim=0),
+             case(real(2, 3, 2), integers(3, 4), dim=-2), case(real(4), integers(4), dim=0),
+             case(real(), integers(1, 1), dim=0)],
+    d_input=lambda F, g, input_shape, dim, index: F.index_backward(
+        g, [F.reshape(index, (-1,))], input_shape, (dim % len(input_shape),)
+    ) if input_shape else F.reshape(g, ()),
+)  # fmt: skip
+def index_select(xp: Namespace, input: Tensor, dim: int, index: Tensor) -> Array:
+    """Return the entries ``index`` (of at most one dimension) along ``dim``."""
+    dim = wrap_dim(dim, input.ndim)
+    if index.ndim > 1:
+        raise IndexOutOfRange("Index is supposed to be a vector; flatten it, or use x[index]")
+    if not input.ndim:
+        return xp.reshape(xp.take(xp.reshape(input, (1,)), xp.reshape(index, ())), ())
+    _check_index(index, input.shape[dim])
+    return xp.take(input, xp.atleast_1d(index), axis=dim)
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), given([3, 0]), real(3, 2), dim=1),
+             case(real(3, 4), given([1, 1, 0]), real(3, 4), dim=0, alpha=2.5),
+             case(real(2, 3), given(1), real(2, 1), dim=1)],
+    inplace=True,
+    reference=lambda torch, x, i, s, dim, alpha=1: torch.index_add(x, dim, i, s, alpha=alpha),
+    d_input=lambda g: g,
+    d_source=lambda F, g, dim, index, alpha: _scaled(F.index_select(g, dim, index), alpha),
+)  # fmt: skip
+def index_add(
+    xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1
+) -> Array:
+    """Return ``input`` plus ``alpha`` times the entries of ``source`` at ``index`` along ``dim``.
+
+    Shape:
+        source: as input, but as long as ``index`` along ``dim``.
+    """
+    dim = wrap_dim(dim, input.ndim)
+    out = xp.array(input, copy=True)
+    _check_source(input, dim, index, source)
+    source = source if alpha == 1 else source * alpha
+    if not input.ndim:
+        return out + xp.sum(source)
+    _accumulate(xp, out, [xp.atleast_1d(index)], (dim,), source)
+    return out
+
+
+def _scaled(x: Any, alpha: float) -> Any:
+    return x if alpha == 1 else x * alpha
+
+
+def _check_source(input: Any, dim: int, index: Any, source: Any) -> None:
+    if index.ndim > 1:
+        raise IndexOutOfRange("Index is supposed to be a vector; flatten it")
+    if input.dtype != source.dtype:
+        raise DtypeError(
+            f"self and source expected to have the same dtype, but got (self) {input.dtype} and "
+            f"(source) {source.dtype}; convert source"
+        )
+    _check_index(index, input.shape[dim] if input.ndim else 1)
+    want = (*input.shape[:dim], index.size, *input.shape[dim + 1 :]) if input.ndim else ()
+    if input.ndim and source.shape != want:
+        raise ShapeError(
+            f"source has shape {list(source.shape)}, but input and index ask for {list(want)}"
+        )
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), given([3, 0]), real(3, 2), dim=1),
+             case(real(3, 4), given([1, 0]), real(2, 4), dim=0)],
+    inplace=True,
+    reference=lambda torch, x, i, s, dim: torch.index_copy(x, dim, i, s),
+    d_input=lambda F, g, dim, index: F.index_fill(g, dim, index, 0),
+    d_source=lambda F, g, dim, index: F.index_select(g, dim, index),
+)  # fmt: skip
+def index_copy(xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Tensor) -> Array:
+    """Return ``input`` with the entries ``index`` along ``dim`` replaced by those of ``source``."""
+    dim = wrap_dim(dim, input.ndim)
+    _check_source(input, dim, index, source)
+    out = xp.array(input, copy=True)
+    out[(slice(None),) * dim + (xp.atleast_1d(index),)] = source
+    return out
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), given([3, 0]), real(), dim=1),
+             case(real(3, 4), given([1, 1]), real(), dim=0)],
+    inplace=True,
+    reference=lambda torch, x, i, v, dim: torch.index_fill(x, dim, i, v),
+    d_input=lambda F, g, dim, index: F.index_fill(g, dim, index, 0),
+    d_value=lambda F, g, dim, index: F.sum(
+        F.mul(g, F.index_fill(F.zero(g), dim, index, 1))
+    ),
+)  # fmt: skip
+def index_fill(
+    xp: Namespace, input: Tensor, dim: int, index: Tensor, value: TensorLike
+) -> Array:
+    """Return ``input`` with ``value`` in all entries ``index`` along ``dim``."""
+    dim = wrap_dim(dim, input.ndim)
+    _check_index(index, input.shape[dim] if input.ndim else 1)
+    if xp.ndim(value):
+        raise ShapeError("index_fill_ only supports a 0-dimensional value tensor")
+    out = xp.array(input, copy=True)
+    out[(slice(None),) * dim + (index,) if input.ndim else ...] = value
+    return out
+
+
+# ---------------------------------------------------------------------- masks
+@op(
+    "linear",
+    samples=[case(real(3, 4), booleans(3, 4), real()), case(real(3, 4), booleans(4), real()),
+             case(real(4), booleans(3, 4), real()), case(real(), booleans(2), real())],
+    inplace=True,
+    d_input=lambda F, g, mask: F.masked_fill(g, mask, 0),
+    d_value=lambda F, g, mask: F.sum(F.mul(g, F.to_dtype(mask, _dtype_of(g)))),
+)  # fmt: skip
+def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -> Array:
+    """Return ``input`` with ``value`` where ``mask`` is true; mask and input broadcast."""
+    if mask.dtype != bool:
+        raise DtypeError(
+            f"masked_fill only supports boolean masks, but got mask with dtype {mask.dtype}; "
+            "use mask.bool()"
+        )
+    if xp.ndim(value):
+        raise ShapeError(
+            "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+            f"{xp.ndim(value)} dimension(s); use where()"
+        )
+    if mask.shape != input.shape:
+        shape = xp.broadcast_shapes(input.shape, mask.shape)
+        input, mask = xp.broadcast_to(input, shape), xp.broadcast_to(mask, shape)
+    out = xp.array(input, copy=True)
+    xp.copyto(out, value, where=mask, casting="unsafe")
+    return out
+
+
+def _dtype_of(x: Any) -> Any:
+    return x.array.dtype if isinstance(x, Tensor) else x.dtype
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:
+    """Return the elements where ``mask`` is true, in a row; mask and input broadcast."""
+    input, mask = _masked("masked_select", input, mask)
+    if not mask.array.ndim:
+        input, mask = reshape(input, (1,)), reshape(mask, (1,))
+    return getitem(input, mask)
+
+
+def _masked(name: str, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    if mask.array.dtype != bool:
+        error = DtypeError(f"expected BoolTensor for mask, not {mask.array.dtype}")
+        recover(name, error, {"input": input, "mask": mask}, {})
+    one, other = broadcast_tensors(input, mask)
+    return one, other
+
+
+def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """Return ``input`` with the first elements of ``source`` where ``mask`` is true."""
+    operands = {"input": input, "mask": mask, "source": source}
+    if source.array.dtype != input.array.dtype:
+        recover("masked_scatter", DtypeError("input and source must have one dtype"), operands, {})
+    input, mask = _masked("masked_scatter", input, mask)
+    if not input.array.ndim:
+        return reshape(masked_scatter(reshape(input, (1,)), mask, source), ())
+    places = mask.array.nonzero()
+    count = len(places[0])
+    if count > source.array.size:
+        error = ShapeError(
+            f"the mask has {count} true elements, but source only {source.array.size}"
+        )
+        recover("masked_scatter", error, operands, {})
+    values = narrow(reshape(source, (-1,)), 0, 0, count)
+    return put_index(input, _on_device(input, places), values, tuple(range(input.array.ndim)))
+
+
+# ---------------------------------------------------------------------- by number in a row
+def take(input: Tensor, index: Tensor) -> Tensor:
+    """Return the elements that ``index`` numbers in row-major order, in the shape of ``index``."""
+    return lookup(reshape(input, (-1,)), [index], (0,))
+
+
+def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """Return ``input`` with ``source`` written (or added) where ``index`` numbers elements."""
+    flat = put_index(
+        reshape(input, (-1,)),
+        [reshape(index, (-1,))],
+        reshape(source, (-1,)),
+        (0,),
+        accumulate=accumulate,
+    )
+    return reshape(flat, input.array.shape)
+
+
+def index_put(
+    input: Tensor,
+    indices: Sequence[Tensor | None],
+    values: Tensor,
+    accumulate: bool = False,
+) -> Tensor:
+    """Return ``input`` with ``values`` written (or added) at ``input[indices]``."""
+    try:
+        whole = tuple(slice(None) if i is None else i for i in indices)
+        reader = IndexReader(input.array.shape, whole)
+    except Exception as error:
+        recover("index_put", error, {"input": input, "values": values}, {"indices": indices})
+    if not reader.arrays or not reader.whole:  # all are numbers
+        reader = IndexReader(input.array.shape, tuple(_vector(i) for i in whole))
+    places = _on_device(input, reader.arrays)
+    return put_index(input, places, values, tuple(reader.dims), accumulate=accumulate)
+
+
+def _vector(index: Any) -> Any:
+    return reshape(index, (1,)) if isinstance(index, Tensor) and not index.array.ndim else index
+
+
+# ---------------------------------------------------------------------- where
+@op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]])), case(booleans(3)), case(given(1.0))],
+    method=False, reference="nonzero")  # fmt: skip
+def argwhere(xp: Namespace, input: Tensor) -> Array:
+    """Return the indices of the elements that are not zero, one row each."""
+    if not input.ndim:
+        return xp.zeros((int(bool(input)), 0), xp.int64)
+    return xp.stack(input.nonzero(), axis=1)
+
+
+def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+    """Return the indices of the elements that are not zero: one row each, or a tuple by dimension.
+
+    Example:
+        >>> import distgrad as dg
+        >>> dg.nonzero(dg.tensor([0, 3, 5]))
+        tensor([[1],
+                [2]])
+    """
+    if not as_tuple:
+        return argwhere(input)
+    found = argwhere(input if input.array.ndim else reshape(input, (1,))).array
+    return tuple(wrap(found[:, i].copy()) for i in range(found.shape[1]))
+
+
+for _function in (argwhere, index_put, masked_scatter, masked_select, nonzero, put, take):
+    as_method(_function)
+for _function in (index_put, masked_scatter, put):
+    setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))
+del _function

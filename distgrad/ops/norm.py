@@ -20,18 +20,9 @@ __all__ = [
 
 # ---------------------------------------------------------------------- helpers on arrays
 def _rows(xp: Namespace, x: Array, width: int) -> Array:
-    return x.reshape(-1, width) if width else x.reshape(math.prod(x.shape), 0)
-
-
-def _row_means(xp: Namespace, rows: Array) -> Array:
-    """Return the mean of each row as a column; a product with a vector adds fastest."""
-    width = rows.shape[1]
-    return xp.matmul(rows, xp.full((width, 1), 1 / max(width, 1), rows.dtype))
-
-
-def _wide(xp: Namespace, x: Array) -> Array:
-    """Return half precision in float32, the rest as it is."""
-    return x.astype(xp.float32) if x.dtype.itemsize == 2 else x
+    """Return ``x`` as a matrix with rows of ``width``; half precision becomes float32."""
+    rows = x.reshape(-1, width) if width else x.reshape(0, 0)
+    return rows.astype(xp.float32) if x.dtype.itemsize == 2 else rows
 
 
 def _check_normalized_shape(op_: str, x: Array, shape: Shape, *affine: Array | None) -> None:
@@ -60,23 +51,27 @@ def _layer_norm(
     if x.dtype.kind != "f" and x.dtype.kind != "V":
         raise DtypeError(f"expected a floating point input, but got {x.dtype}; use .float()")
     width = math.prod(shape)
-    rows = _wide(xp, _rows(xp, x, width))
-    mean = _row_means(xp, rows)
-    out = xp.subtract(rows, mean)
-    # The sum of squares of a row is its product with itself.
-    rstd = xp.einsum("ij,ij->i", out, out)[:, None]
-    rstd /= max(width, 1)
-    rstd += eps
-    xp.sqrt(rstd, out=rstd)
-    xp.reciprocal(rstd, out=rstd)
-    out *= rstd
-    if weight is not None:
-        out *= weight.reshape(-1)
-    if bias is not None:
-        out += bias.reshape(-1)
+    rows = _rows(xp, x, width)
+    out = xp.empty_like(rows)
+    mean, rstd = xp.empty((len(rows), 1), rows.dtype), xp.empty((len(rows), 1), rows.dtype)
+    share = xp.full((width, 1), 1 / max(width, 1), rows.dtype)
+    for part in xp.row_blocks(*rows.shape):
+        unit = out[part]
+        middle = xp.matmul(rows[part], share, out=mean[part])
+        xp.subtract(rows[part], middle, out=unit)
+        scale = rstd[part]
+        xp.divide(xp.row_dots(unit, unit)[:, None], width, out=scale)
+        scale += eps
+        xp.sqrt(scale, out=scale)
+        xp.reciprocal(scale, out=scale)
+        unit *= scale
+        if weight is not None:
+            unit *= weight.reshape(-1)
+        if bias is not None:
+            unit += bias.reshape(-1)
     lead = x.shape[: x.ndim - len(shape)] + (1,) * len(shape)
-    out = out.reshape(x.shape)
-    return out.astype(x.dtype, copy=False), mean.reshape(lead), rstd.reshape(lead)
+    out = out.reshape(x.shape).astype(x.dtype, copy=False)
+    return out, mean.reshape(lead), rstd.reshape(lead)
 
 
 def _d_layer_norm(
@@ -89,38 +84,48 @@ def _d_layer_norm(
     mean: Array,
     rstd: Array,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dx = r·(gw − mean(gw) − x̂·mean(gw·x̂)) with gw = g·weight, in few passes.
+    """dx = r·(g·w − mean(g·w) − x̂·mean(g·w·x̂)), in blocks of rows and few passes.
 
-    The sums over rows and over columns are products with vectors.
+    The sums over rows and over columns are products with vectors, which BLAS does fastest.
     """
     width = math.prod(normalized_shape)
-    gs, unit = _wide(xp, _rows(xp, g, width)), _wide(xp, _rows(xp, input, width))
-    kind = gs.dtype
-    rstd = rstd.reshape(-1, 1)
-    unit = unit - mean.reshape(-1, 1)
-    unit *= rstd
-    ones = xp.ones(len(gs), kind)
-    product = gs * unit
-    d_weight = xp.matmul(ones, product).reshape(normalized_shape) if needs[1] else None
-    d_bias = xp.matmul(ones, gs).reshape(normalized_shape) if needs[2] else None
-    if not needs[0]:
-        return None, d_weight, d_bias
-    w = xp.ones(width, kind) if weight is None else weight.reshape(-1).astype(kind, copy=False)
-    share = (w / width)[:, None]
-    unit *= xp.matmul(product, share)
-    if weight is None:
-        xp.subtract(gs, unit, out=product)
-    else:
-        xp.multiply(gs, w, out=product)
-        product -= unit
-    product -= xp.matmul(gs, share)
-    product *= rstd
-    return product.reshape(input.shape).astype(input.dtype, copy=False), d_weight, d_bias
+    gs, rows = _rows(xp, g, width), _rows(xp, input, width)
+    kind, mean, rstd = gs.dtype, mean.reshape(-1, 1), rstd.reshape(-1, 1)
+    w = None if weight is None else weight.reshape(-1).astype(kind, copy=False)
+    share = xp.full((width, 1), 1 / max(width, 1), kind)
+    if w is not None:
+        share *= w[:, None]
+    out = xp.empty_like(rows) if needs[0] else None
+    sums = xp.zeros((2, width), kind)
+    for part in xp.row_blocks(*rows.shape):
+        scale, ones = rstd[part], xp.ones(len(rows[part]), kind)
+        unit = xp.subtract(rows[part], mean[part])
+        unit *= scale
+        product = xp.multiply(gs[part], unit, out=None if out is None else out[part])
+        if needs[1]:
+            sums[0] += xp.matmul(ones, product)
+        if needs[2]:
+            sums[1] += xp.matmul(ones, gs[part])
+        if needs[0]:
+            unit *= xp.matmul(product, share)
+            unit += xp.matmul(gs[part], share)
+            if w is None:
+                xp.subtract(gs[part], unit, out=product)
+            else:
+                xp.multiply(gs[part], w, out=product)
+                product -= unit
+            product *= scale
+    d_input = None if out is None else out.reshape(input.shape).astype(input.dtype, copy=False)
+    d_weight, d_bias = (
+        s.reshape(normalized_shape).astype(input.dtype, copy=False) if needed else None
+        for s, needed in zip(sums, needs[1:], strict=True)
+    )
+    return d_input, d_weight, d_bias
 
 
 def _layer_norm_formula(
     F: Any, input: Any, normalized_shape: Shape, weight: Any, bias: Any, eps: float
-) -> tuple[Any, ...]:
+) -> Any:
     dims = tuple(range(-len(normalized_shape), 0))
     width = math.prod(normalized_shape)
     mean = F.sum(input, dims, True) / width
@@ -129,7 +134,7 @@ def _layer_norm_formula(
     out = centred * rstd
     if weight is not None:
         out = out * weight
-    return (out if bias is None else out + bias,)
+    return out if bias is None else out + bias
 
 
 @op(

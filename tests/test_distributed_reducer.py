@@ -1,0 +1,225 @@
+"""DistributedDataParallel on ranks that are threads: exact means, views, unused parameters."""
+
+import numpy as np
+import pytest
+
+import distgrad as dg
+from distgrad.distributed.bucket import plan_buckets, read_tail, tail_length, write_tail
+from distgrad.distributed.threads import run_ranks
+from distgrad.errors import ArgumentError, DistributedError, GradError
+from distgrad.nn.parallel import DistributedDataParallel
+
+SIZES = (1, 2, 3, 4)
+
+
+def model(seed=0):
+    rng = np.random.default_rng(seed)
+    net = dg.nn.Sequential(dg.nn.Linear(5, 7), dg.nn.Tanh(), dg.nn.Linear(7, 3)).double()
+    for p in net.parameters():
+        p.data.copy_(dg.from_numpy(rng.standard_normal(p.shape)))
+    return net
+
+
+def data(n):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((n, 5)), rng.standard_normal((n, 3))
+
+
+def reference(n, reduction="mean"):
+    net, (x, y) = model(), data(n)
+    loss = ((net(dg.from_numpy(x)) - dg.from_numpy(y)) ** 2).sum(1)
+    loss.mean().backward()
+    return [p.grad.numpy() for p in net.parameters()]
+
+
+def parts(n, rank, size):
+    """Uneven parts: rank r gets about r + 1 shares."""
+    cuts = np.cumsum([0, *range(1, size + 1)]) * n // sum(range(1, size + 1))
+    x, y = data(n)
+    return x[cuts[rank] : cuts[rank + 1]], y[cuts[rank] : cuts[rank + 1]]
+
+
+def step(ddp, x, y, reduction):
+    loss = ((ddp(dg.from_numpy(x)) - dg.from_numpy(y)) ** 2).sum(1)
+    (loss.mean() if reduction == "mean" else loss.sum()).backward()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("cap", [None, 1e-5])
+def test_uneven_parts_give_the_gradient_of_the_big_batch(size, reduction, cap):
+    def body(group):
+        ddp = DistributedDataParallel(
+            model(seed=group.rank), process_group=group, bucket_cap_mb=cap, reduction=reduction
+        )
+        ddp.module.load_state_dict(model().state_dict())
+        step(ddp, *parts(20, group.rank, size), reduction)
+        return [p.grad.numpy().copy() for p in ddp.module.parameters()]
+
+    for grads in run_ranks(size, body):
+        for got, want in zip(grads, reference(20), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_ranks_start_from_rank_0_and_get_the_same_bits(size):
+    def body(group):
+        ddp = DistributedDataParallel(model(seed=group.rank), process_group=group)
+        step(ddp, *parts(17, group.rank, size), "mean")
+        return np.concatenate(
+            [np.concatenate([p.numpy(force=True).ravel(), p.grad.numpy().ravel()])
+             for p in ddp.module.parameters()]
+        )  # fmt: skip
+
+    results = run_ranks(size, body)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_accumulation_communicates_only_in_the_last_backward(size):
+    def body(group):
+        ddp = DistributedDataParallel(model(), process_group=group, reduction="sum")
+        x, y = parts(24, group.rank, size)
+        before = group.channel("buckets").sequence
+        with ddp.no_sync():
+            for i in range(len(x) - 1):
+                step(ddp, x[i : i + 1], y[i : i + 1], "sum")
+        assert group.channel("buckets").sequence == before
+        step(ddp, x[-1:], y[-1:], "sum")
+        assert size == 1 or group.channel("buckets").sequence > before
+        return [p.grad.numpy().copy() for p in ddp.module.parameters()]
+
+    for grads in run_ranks(size, body):
+        for got, want in zip(grads, reference(24), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_are_views_of_the_buckets_and_stay_so():
+    ddp = DistributedDataParallel(model())
+    bucket = ddp.reducer.buckets[0]
+    x, y = data(4)
+    for set_to_none in (True, False):
+        step(ddp, x, y, "mean")
+        for p in ddp.module.parameters():
+            assert np.shares_memory(p.grad.array, bucket.flat)
+            assert np.shares_memory(p.array, bucket.values)
+        ddp.module.zero_grad(set_to_none=set_to_none)
+    step(ddp, x, y, "mean")
+    for got, want in zip(ddp.module.parameters(), reference(4), strict=True):
+        np.testing.assert_allclose(got.grad.numpy(), want, rtol=1e-12)
+
+
+class Branches(dg.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (dg.nn.Linear(2, 1, bias=False) for _ in range(3))
+
+    def forward(self, x, names):
+        return sum(getattr(self, n)(x) for n in names)
+
+
+@pytest.mark.parametrize("cap", [None, 1e-6])
+def test_parameters_unused_everywhere_keep_none_and_others_get_the_mean(cap):
+    def body(group):
+        dg.manual_seed(0)
+        ddp = DistributedDataParallel(Branches(), process_group=group, bucket_cap_mb=cap)
+        ddp(dg.ones(2, 2), "ab" if group.rank == 0 else "a").mean().backward()
+        m = ddp.module
+        return m.a.weight.grad.tolist(), m.b.weight.grad.tolist(), m.c.weight.grad
+
+    for a, b, c in run_ranks(2, body):
+        assert a == [[1.0, 1.0]]
+        assert b == [[0.5, 0.5]]
+        assert c is None
+
+
+def test_several_backwards_add_up_in_the_mean():
+    def body(group):
+        ddp = DistributedDataParallel(model(), process_group=group)
+        x, y = data(8)
+        mine = slice(group.rank * 4, group.rank * 4 + 4)
+        step(ddp, x[mine], y[mine], "mean")
+        step(ddp, x[mine], y[mine], "mean")
+        return [p.grad.numpy().copy() for p in ddp.module.parameters()]
+
+    for grads in run_ranks(2, body):
+        for got, want in zip(grads, reference(8), strict=True):
+            np.testing.assert_allclose(got, 2 * want, rtol=1e-12)
+
+
+def test_sums_are_not_added_to_means():
+    ddp = DistributedDataParallel(model(), reduction="sum")
+    x, y = data(4)
+    step(ddp, x, y, "sum")
+    with pytest.raises(GradError, match="already reduced to means"):
+        step(ddp, x, y, "sum")
+    ddp.zero_grad()
+    step(ddp, x, y, "sum")
+
+
+def test_different_models_are_named_on_every_rank():
+    def body(group):
+        width = 7 if group.rank != 1 else 8
+        try:
+            DistributedDataParallel(dg.nn.Linear(5, width), process_group=group)
+        except DistributedError as error:
+            return str(error)
+        return ""
+
+    texts = run_ranks(3, body)
+    assert len(set(texts)) == 1
+    assert "rank 1 differs from rank 0" in texts[0]
+    assert "weight float32[8, 5]" in texts[0]
+
+
+def test_buffers_follow_rank_0():
+    def body(group):
+        net = dg.nn.BatchNorm1d(3)
+        ddp = DistributedDataParallel(net, process_group=group)
+        rng = np.random.default_rng(group.rank)
+        x = dg.from_numpy(rng.standard_normal((6, 3)).astype(np.float32))
+        ddp(x)
+        ddp(x)
+        ddp(x).sum().backward()
+        with dg.no_grad():
+            ddp.eval()(x)
+        ddp._broadcast_buffers()
+        return net.running_mean.tolist(), int(net.num_batches_tracked)
+
+    results = run_ranks(2, body)
+    assert results[0] == results[1]
+    assert results[0][1] == 3
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ArgumentError, match="takes one of mean, sum"):
+        DistributedDataParallel(model(), reduction="average")
+    with pytest.raises(ArgumentError, match="no parameter requires a gradient"):
+        DistributedDataParallel(dg.nn.Tanh())
+
+
+def test_the_plan_goes_backward_through_the_parameters_and_keeps_dtypes_apart():
+    big = dg.zeros(2**18, requires_grad=True)  # 1 MiB
+    small = dg.zeros(4, requires_grad=True)
+    double = dg.zeros(4, dtype=dg.float64, requires_grad=True)
+    named = [("a", small), ("b", big), ("c", double), ("d", big), ("e", small)]
+    assert plan_buckets(named) == [[4, 3], [2], [1, 0]] or plan_buckets(named) == [
+        [4, 3], [1, 0], [2],
+    ]  # fmt: skip
+    assert plan_buckets(named, cap_mb=1e-9) == [[4], [3], [2], [1], [0]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("world", [1, 3, 128])
+def test_flags_and_counts_survive_the_sum_exactly(dtype, world):
+    used = [[(r + i) % 3 == 0 and i != 4 for i in range(5)] for r in range(world)]
+    counts = [10**9 + 7 * r for r in range(world)]
+    total = np.zeros(tail_length(np.dtype(dtype), world, 5), dtype)
+    for rank in range(world):
+        part = np.zeros_like(total)
+        write_tail(part, used[rank], counts[rank], world)
+        total += part
+    flags, count = read_tail(total, 5, world)
+    assert count == sum(counts)
+    assert flags == [any(u[i] for u in used) for i in range(5)]
