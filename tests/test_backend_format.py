@@ -56,6 +56,7 @@ def test_suffixes_follow_and_wrap_at_the_end_of_the_line():
         assert format_array(np.ones(2, "f4"), suffixes=["grad_fn=<MulBackward0>"]) == (
             "tensor([1., 1.],\n       grad_fn=<MulBackward0>)"
         )
+    with printoptions(linewidth=30):
         text = format_array(np.ones(2), suffixes=["a=1"])
         assert text == "tensor([1., 1.],\n       dtype=distgrad.float64,\n       a=1)"
 

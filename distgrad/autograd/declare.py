@@ -454,7 +454,16 @@ def _gathering(function: Callable[..., Any], option: str) -> Callable[..., Any]:
     return method
 
 
-def as_method(function: Callable[P, Any], name: str = "") -> Callable[P, Any]:
-    """Make ``function(tensor, …)``, a plain function of operations, a method of Tensor too."""
-    setattr(Tensor, name or function.__name__, function)
+def as_method(
+    function: Callable[P, Any], name: str = "", *, gather: str = ""
+) -> Callable[P, Any]:
+    """Make ``function(tensor, …)``, a plain function of operations, a method of Tensor too.
+
+    Args:
+        function: what to attach.
+        name: name of the method, where it is not that of the function.
+        gather: the option that the method takes as separate positional arguments too.
+    """
+    method = _gathering(function, gather) if gather else function
+    setattr(Tensor, name or function.__name__, method)
     return function

@@ -13,6 +13,7 @@ from typing import Any
 
 from distgrad.autograd.graph import Node, edge_of, freed
 from distgrad.autograd.mode import mode
+from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, shared_of, wrap
 
@@ -23,8 +24,11 @@ def link_view(
 ) -> None:
     """Note that ``out`` is ``function(base, *options)`` on the same memory, if it is."""
     memory = out.array.base
-    if memory is None or (memory is not array and memory is not array.base):
+    if memory is None:
         return  # a copy had to be made
+    if memory is not array and memory is not array.base:
+        if not array_namespace(array).may_share_memory(out.array, array):
+            return
     shared = out._shared = shared_of(base)
     out._base = base if base._base is None else base._base
     out._view = (base, function, options)  # type: ignore[attr-defined]
@@ -55,45 +59,67 @@ class _Pick:
         return self.function(*args)[self.index]
 
 
-def replay(view: Tensor, base: Tensor) -> Tensor:
-    """Return what ``view`` is of its base, of another ``base`` of the same shape."""
-    steps, origin = [], view
-    while origin._base is not None:
-        parent, function, options = origin._view  # type: ignore[attr-defined]
+Steps = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+
+
+def steps_of(view: Tensor) -> Steps:
+    """Return the operations and options that make ``view`` of its base, in order."""
+    steps: Steps = []
+    while view._base is not None:
+        view, function, options = view._view  # type: ignore[attr-defined]
         steps.append((function, options))
-        origin = parent
-    for function, options in reversed(steps):
+    return steps[::-1]
+
+
+def follow(steps: Steps, base: Tensor) -> Tensor:
+    """Return the view that ``steps`` make of ``base``."""
+    for function, options in steps:
         base = function(base, *options)
     return base
 
 
 class CopySlices(Node):
-    """A base after a change in place of one of its views: (old base, new values of the view)."""
+    """A base after a change in place of one of its views: (old base, new values of the view).
+
+    It keeps the steps from the base to the view, not the tensors, whose history it is part of.
+    """
 
     __slots__ = ()
 
     def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
         """Return the base's gradient without the view's part, and the view's part."""
-        (view,) = self._view()
-        rest = g.copy()
-        part = replay(view, wrap(rest)).array
+        steps, order = self._kept()
+        rest = _copied(g, order)
+        part = follow(steps, wrap(rest)).array
         of_view = part.copy()
         part[...] = 0
         return rest, of_view
 
     def pull_graph(self, F: Any, g: Any) -> tuple[Any, ...]:
         """Return the same as tensors with a history."""
-        (view,) = self._view()
+        steps, order = self._kept()
         rest = F.clone(g)
-        part = replay(view, rest)
+        rest.array = _copied(rest.array, order)
+        part = follow(steps, rest)
         of_view = F.clone(part)
-        assign(part, F.mul(part, 0), "zero_")
+        assign(part, F.zero(part), "zero_")
         return rest, of_view
 
-    def _view(self) -> tuple[Any, ...]:
+    def _kept(self) -> tuple[Any, ...]:
         if self.saved is None:
             raise freed(self)
         return self.saved
+
+
+def _order(array: Any) -> tuple[int, ...]:
+    """Return the dimensions from the one with the longest stride to the one with the shortest."""
+    return tuple(sorted(range(array.ndim), key=lambda d: -array.strides[d]))
+
+
+def _copied(array: Any, order: tuple[int, ...]) -> Any:
+    """Return a copy whose dimensions lie in memory in ``order``, so that views of it are views."""
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return array.transpose(order).copy("C").transpose(inverse)
 
 
 # ---------------------------------------------------------------------- changes in place
@@ -102,11 +128,22 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
 
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
         refuse_leaf(self, name)
-        return assign(self, function(self, *args, **options), name)
+        result = function(self, *args, **options)
+        if result._node is not None:
+            _keep_old_values(self, result._node.owner)
+        return assign(self, result, name)
 
     method.__name__ = name
     method.__doc__ = f"Write ``{function.__name__}(self, …)`` into this tensor and return it."
     return method
+
+
+def _keep_old_values(target: Tensor, node: Node) -> None:
+    """Give ``node`` a copy of ``target`` to save, where it needs the values from before."""
+    if node.saved and any(value is target for value in node.saved):
+        old = wrap(target.array.copy())
+        old.requires_grad, old._node = target.requires_grad, target._node
+        node.saved = tuple(old if value is target else value for value in node.saved)
 
 
 def refuse_leaf(target: Tensor, name: str) -> None:
@@ -135,7 +172,7 @@ def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
     else:
         node = CopySlices()
         node._edges, node._shape = (edge_of(base), edge_of(result)), base.array.shape
-        node.clock, node.saved = clock.now, (target,)
+        node.clock, node.saved = clock.now, (steps_of(target), _order(base.array))
         base._node, base.requires_grad = node, True
     _derive_views(base)
     return target
@@ -145,7 +182,7 @@ def _derive_views(base: Tensor) -> None:
     for ref in list(shared_of(base).views or ()):
         view = ref()
         if view is not None and view._base is base:
-            again = replay(view, base)
+            again = follow(steps_of(view), base)
             view._node, view.requires_grad = again._node, again.requires_grad
 
 

@@ -56,7 +56,8 @@ def _conversion(p: Plan) -> list[str]:
     """Turn numbers into tensors, where the operand allows them."""
     lines = []
     for name in (o.name for o in p.operands if o.kind == "like"):
-        others = ", ".join(o.name for o in p.operands if o.name != name)
+        rest = [o.name for o in p.operands if o.name != name]
+        others = ", ".join([n for n in rest if n in p.promote] or rest)
         lines.append(f"if type({name}) is not _Tensor: {name} = _operand({name}, ({others},))")
     return lines
 

@@ -93,6 +93,10 @@ def windows(
     return cupy.lib.stride_tricks.as_strided(x, shape, strides)
 
 
+# Elements per block of rows: a device gains nothing from small ones.
+BLOCK = 1 << 30
+
+
 def row_blocks(rows: int, width: int) -> list[slice]:
     """One slice of all ``rows`` rows: a device gains nothing from blocks of ``width`` elements."""
     return [slice(0, rows)] if rows and width else []

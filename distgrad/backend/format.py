@@ -242,7 +242,7 @@ def format_array(array: Array, prefix: str = "tensor(", suffixes: Sequence[str] 
     for suffix in (*_own_suffixes(array), *suffixes):
         if width + len(suffix) + 2 > _options.linewidth:
             text += ",\n" + " " * indent + suffix
-            width = len(suffix)
+            width = indent + len(suffix)
         else:
             text += ", " + suffix
             width += len(suffix) + 2

@@ -81,7 +81,7 @@ def _beyond(index: int, dim: int, size: int) -> str:
 
 
 @op("linear", samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
-    reference="select_backward",
+    reference="none",
     d_grad=lambda F, g, dim, index: F.select(g, dim, index))  # fmt: skip
 def select_backward(
     xp: Namespace, grad: Tensor, input_size: Shape, dim: int, index: int
@@ -99,6 +99,22 @@ def _places(indices: Sequence[Any], dims: Sequence[int]) -> tuple[Any, ...]:
     for dim, index in zip(dims, indices, strict=True):
         places[dim] = index
     return tuple(places)
+
+
+def _torch_added(torch: Any, g: Any, indices: Any, size: Shape, dims: Shape) -> Any:
+    x = torch.zeros(size, dtype=g.dtype, requires_grad=True)
+    found = x[_places(indices, dims)]
+    return torch.autograd.grad(found, x, g.expand(found.shape))[0]
+
+
+def _torch_written(
+    torch: Any, x: Any, indices: Any, values: Any, dims: Shape, accumulate: bool = False
+) -> Any:
+    if accumulate:
+        return x + _torch_added(torch, values, indices, x.shape, dims)
+    x = x.clone()
+    x[_places(indices, dims)] = values
+    return x
 
 
 def _out_of_bounds(error: IndexError) -> IndexOutOfRange:
@@ -142,10 +158,9 @@ def index(xp: Namespace, input: Tensor, indices: Sequence[Tensor], dims: Shape) 
                   dims=(0, 2)),
              case(real(2, 3, 3), [given([3, 3, 1])], input_size=(2, 4, 3), dims=(1,))],
     method=False,
-    reference=lambda torch, g, indices, input_size, dims: torch.zeros(
-        input_size, dtype=g.dtype
-    ).index_put_([i if isinstance(i, torch.Tensor) else None for i in _places(indices, dims)],
-                 g, accumulate=True),
+    reference=lambda torch, g, indices, input_size, dims: _torch_added(
+        torch, g, indices, input_size, dims
+    ),
     d_grad=lambda F, g, indices, dims: F.index(g, indices, dims),
 )  # fmt: skip
 def index_backward(
@@ -197,17 +212,14 @@ def _lookup_shape(shape: Shape, found: Shape, rest: Sequence[int], start: int) -
     samples=[
         case(real(4, 3), [given([2, 0, -1])], real(3, 3), dims=(0,)),
         case(real(4, 3), [given([2, 0]), given([0, 1])], real(), dims=(0, 1)),
-        case(real(4, 2, 3), [given([2, 0]), given([[1], [-2]])], real(2, 1), dims=(0, 2)),
+        case(real(4, 2, 3), [given([2, 0]), given([[1], [-1]])], real(2, 1), dims=(0, 2)),
         case(real(2, 4), [given([3, 3, 1])], real(2, 3), dims=(1,), accumulate=True),
         case(real(4, 2, 3), [given([2, 2]), given([1, 1])], real(2, 2), dims=(0, 2),
              accumulate=True),
     ],
     method=False,
     node="IndexPutBackward0",
-    reference=lambda torch, x, indices, values, dims, accumulate=False: x.index_put(
-        [i if isinstance(i, torch.Tensor) else None for i in _places(indices, dims)]
-        if dims != (1,) else [torch.arange(2)[:, None], indices[0]], values, accumulate
-    ),
+    reference=_torch_written,
     d_input=lambda F, g, indices, dims, accumulate: g if accumulate else F.put_index(
         g, indices, 0, dims
     ),
@@ -272,6 +284,12 @@ class IndexReader:
     def whole(self) -> bool:
         """True when the view is the tensor itself."""
         return all([type(b) is slice and b == _ALL for b in self.basic])
+
+    @property
+    def found_ndim(self) -> int:
+        """The number of dimensions of what the index finds."""
+        kept = self.out + len(self.shape) - self.at - len(self.arrays)
+        return kept + max([a.ndim for a in self.arrays], default=0)
 
     def _read(self, item: Any, left: int) -> None:
         kind = type(item)
@@ -426,7 +444,7 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
     refuse_leaf(input, "setitem")
     try:
         reader = IndexReader(input.array.shape, index)
-        _check_value(input, value)
+        _check_value(input, value, bool(reader.arrays))
         flows = isinstance(value, Tensor) and value.requires_grad
         if mode.grad and (flows or input.requires_grad):
             _write_recorded(input, reader, value)
@@ -436,8 +454,15 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
         recover("setitem", error, {"input": input}, {"index": index, "value": value})
 
 
-def _check_value(input: Tensor, value: Any) -> None:
-    if isinstance(value, Tensor | int | float | complex | numpy.generic):
+def _check_value(input: Tensor, value: Any, exact: bool) -> None:
+    if isinstance(value, Tensor):
+        if exact and value.array.dtype != input.array.dtype:
+            raise DtypeError(
+                "Index put requires the source and destination dtypes match, got "
+                f"{input.array.dtype} for the destination and {value.array.dtype} for the source"
+            )
+        return
+    if isinstance(value, int | float | complex | numpy.generic):
         return
     raise TypeError(
         f"can't assign a {type(value).__name__} to a tensor of {input.array.dtype}; "
@@ -468,14 +493,9 @@ def _cannot_expand(target: Shape, have: Shape) -> str:
 
 def _write_recorded(input: Tensor, reader: IndexReader, value: Any) -> None:
     view = input if reader.whole else slice_view(input, (*reader.basic, ...))
-    if isinstance(value, Tensor) and value.array.ndim > view.array.ndim and not reader.arrays:
-        extra = value.array.ndim - view.array.ndim
-        if any([n != 1 for n in value.array.shape[:extra]]):
-            raise ShapeError(_cannot_expand(view.array.shape, value.array.shape))
-        value = reshape(value, value.array.shape[extra:])
+    if isinstance(value, Tensor):
+        value = _without_leading_ones(value, reader.found_ndim)
     if reader.arrays:
-        if isinstance(value, Tensor) and value.array.dtype != view.array.dtype:
-            value = cast(value, view.array.dtype)
         places = _on_device(view, reader.arrays)
         result = put_index(view, places, value, tuple(reader.dims))
     elif reader.whole:
@@ -483,6 +503,14 @@ def _write_recorded(input: Tensor, reader: IndexReader, value: Any) -> None:
     else:  # CopySlices cuts the old history off
         result = _filling(view, value)
     assign(view, result, "setitem")
+
+
+def _without_leading_ones(value: Tensor, ndim: int) -> Tensor:
+    shape = value.array.shape
+    extra = len(shape) - ndim
+    if extra <= 0 or any([n != 1 for n in shape[:extra]]):
+        return value
+    return reshape(value, shape[extra:])
 
 
 def _filling(view: Tensor, value: Any) -> Tensor:
@@ -514,6 +542,7 @@ def _check_index(index: Any, size: int) -> None:
     samples=[case(real(3, 4), integers(4, 5), dim=1), case(real(3, 4), integers(3, 2), dim=0),
              case(real(2, 3, 2), integers(3, 4), dim=-2), case(real(4), integers(4), dim=0),
              case(real(), integers(1, 1), dim=0)],
+    reference=lambda torch, x, i, dim: torch.index_select(x, dim, i),
     d_input=lambda F, g, input_shape, dim, index: F.index_backward(
         g, [F.reshape(index, (-1,))], input_shape, (dim % len(input_shape),)
     ) if input_shape else F.reshape(g, ()),

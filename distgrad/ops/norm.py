@@ -178,3 +178,372 @@ def layer_norm(
     """
     out: Tensor = native_layer_norm(input, tuple(normalized_shape), weight, bias, eps)[0]
     return out
+
+
+# ---------------------------------------------------------------------- root mean square norm
+def _rms_norm(
+    xp: Namespace, x: Array, shape: Shape, weight: Array | None, eps: float
+) -> tuple[Array, Array]:
+    _check_normalized_shape("rms_norm", x, shape, weight)
+    width = math.prod(shape)
+    rows = _rows(xp, x, width)
+    out, rstd = xp.empty_like(rows), xp.empty((len(rows), 1), rows.dtype)
+    for part in xp.row_blocks(*rows.shape):
+        scale = rstd[part]
+        xp.divide(xp.row_dots(rows[part], rows[part])[:, None], width, out=scale)
+        scale += eps
+        xp.sqrt(scale, out=scale)
+        xp.reciprocal(scale, out=scale)
+        xp.multiply(rows[part], scale, out=out[part])
+        if weight is not None:
+            out[part] *= weight.reshape(-1)
+    lead = x.shape[: x.ndim - len(shape)] + (1,) * len(shape)
+    return out.reshape(x.shape).astype(x.dtype, copy=False), rstd.reshape(lead)
+
+
+def _d_rms_norm(
+    xp: Namespace, g: Array, input: Array, normalized_shape: Shape, weight: Array | None, rstd: Array
+) -> tuple[Array, Array | None]:
+    """dx = r·(g·w − x̂·mean(g·w·x̂))."""
+    width = math.prod(normalized_shape)
+    gs, rows, rstd = _rows(xp, g, width), _rows(xp, input, width), rstd.reshape(-1, 1)
+    w = 1 if weight is None else weight.reshape(-1).astype(gs.dtype, copy=False)
+    share = xp.full((width, 1), 1 / max(width, 1), gs.dtype)
+    share *= xp.reshape(w, (-1, 1))
+    out, d_weight = xp.empty_like(rows), xp.zeros(width, gs.dtype)
+    for part in xp.row_blocks(*rows.shape):
+        unit = rows[part] * rstd[part]
+        product = xp.multiply(gs[part], unit, out=out[part])
+        d_weight += xp.matmul(xp.ones(len(product), gs.dtype), product)
+        unit *= xp.matmul(product, share)
+        xp.multiply(gs[part], w, out=product)
+        product -= unit
+        product *= rstd[part]
+    d_input = out.reshape(input.shape).astype(input.dtype, copy=False)
+    return d_input, d_weight.reshape(normalized_shape).astype(input.dtype, copy=False)
+
+
+def _rms_norm_formula(F: Any, input: Any, normalized_shape: Shape, weight: Any, eps: float) -> Any:
+    dims = tuple(range(-len(normalized_shape), 0))
+    mean = F.sum(input * input, dims, True) / math.prod(normalized_shape)
+    out = input * (mean + eps) ** -0.5
+    return out if weight is None else out * weight
+
+
+@op(
+    samples=[case(real(4, 5), real(5), normalized_shape=(5,), eps=1e-5),
+             case(real(2, 3, 4), normalized_shape=(3, 4), eps=1e-3)],
+    outputs=("out", "rstd!"),
+    method=False,
+    reference="_fused_rms_norm_reference",
+    formula=_rms_norm_formula,
+    d_all=_d_rms_norm,
+)  # fmt: skip
+def fused_rms_norm(
+    xp: Namespace, input: Tensor, normalized_shape: Shape, weight: Tensor | None, eps: float
+) -> Any:
+    """Return ``rms_norm``, and the 1 / root mean square it used."""
+    return _rms_norm(xp, input, tuple(normalized_shape), weight, eps)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Return ``input`` divided by its root mean square over its last dimensions, times weight.
+
+    Args:
+        eps: added under the root; by default the dtype's distance from 1 to the next number.
+    Source:
+        Zhang, Sennrich, "Root Mean Square Layer Normalization" (2019).
+    """
+    if eps is None:
+        eps = finfo(input.dtype).eps
+    out: Tensor = fused_rms_norm(input, tuple(normalized_shape), weight, eps)[0]
+    return out
+
+
+# ---------------------------------------------------------------------- batch norm
+def _by_channel(xp: Namespace, x: Array) -> Array:
+    """Return ``x`` as (N, C, L), half precision in float32."""
+    x = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    return x.astype(xp.float32) if x.dtype.itemsize == 2 else x
+
+
+def _channel_sums(xp: Namespace, x: Array) -> Array:
+    """Return the sums over images and places, by products with vectors."""
+    batch, channels, length = x.shape
+    if length == 1:
+        return xp.matmul(xp.ones(batch, x.dtype), x[:, :, 0])
+    each = xp.matmul(x.reshape(-1, length), xp.ones(length, x.dtype))
+    return xp.add.reduce(each.reshape(batch, channels), axis=0)
+
+
+def _batch_norm(
+    xp: Namespace, x: Array, weight: Array | None, bias: Array | None, eps: float
+) -> tuple[Array, Array, Array]:
+    images = _by_channel(xp, x)
+    batch, channels, length = images.shape
+    count = max(batch * length, 1)
+    blocks = xp.row_blocks(batch, channels * length)
+    mean, var = xp.zeros(channels, images.dtype), xp.zeros(channels, images.dtype)
+    for part in blocks:
+        mean += _channel_sums(xp, images[part])
+    mean /= count
+    for part in blocks:
+        centred = images[part] - mean[:, None]
+        centred *= centred
+        var += _channel_sums(xp, centred)
+    var /= count
+    scale = 1 / xp.sqrt(var + eps)
+    if weight is not None:
+        scale *= weight
+    out = xp.empty_like(images)
+    for part in blocks:
+        xp.subtract(images[part], mean[:, None], out=out[part])
+        out[part] *= scale[:, None]
+        if bias is not None:
+            out[part] += bias[:, None]
+    return out.reshape(x.shape).astype(x.dtype, copy=False), mean, var
+
+
+def _d_batch_norm(
+    xp: Namespace, g: Array, input: Array, weight: Array | None, mean: Array, var: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """dx = w·r·(g − mean(g) − x̂·mean(g·x̂)), the means over images and places."""
+    gs, images = _by_channel(xp, g), _by_channel(xp, input)
+    batch, channels, length = images.shape
+    count = max(batch * length, 1)
+    blocks = xp.row_blocks(batch, channels * length)
+    d_weight, d_bias = xp.zeros(channels, gs.dtype), xp.zeros(channels, gs.dtype)
+    for part in blocks:
+        centred = images[part] - mean[:, None]
+        centred *= gs[part]
+        d_weight += _channel_sums(xp, centred)
+        d_bias += _channel_sums(xp, gs[part])
+    rstd = 1 / xp.sqrt(var + eps)
+    slope = (rstd * rstd * d_weight / -count)[:, None]
+    d_weight *= rstd
+    scale = (rstd if weight is None else rstd * weight)[:, None]
+    out = xp.empty_like(images)
+    for part in blocks:
+        move = images[part] - mean[:, None]
+        move *= slope
+        move -= (d_bias / count)[:, None]
+        move += gs[part]
+        xp.multiply(move, scale, out=out[part])
+    return out.reshape(input.shape).astype(input.dtype, copy=False), d_weight, d_bias
+
+
+def _batch_norm_formula(F: Any, input: Any, weight: Any, bias: Any, eps: float) -> Any:
+    dims = (0, *range(2, input.ndim))
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    count = max(math.prod(input.shape) // max(input.shape[1], 1), 1)
+    centred = input - F.sum(input, dims, True) / count
+    out = centred * (F.sum(centred * centred, dims, True) / count + eps) ** -0.5
+    if weight is not None:
+        out = out * F.reshape(weight, shape)
+    return out if bias is None else out + F.reshape(bias, shape)
+
+
+@op(
+    samples=[case(real(4, 3), real(3), real(3), eps=1e-5),
+             case(real(2, 3, 2, 2), real(3), real(3), eps=1e-5), case(real(3, 2, 4), eps=1e-3)],
+    outputs=("out", "mean!", "var!"),
+    method=False,
+    node="NativeBatchNormBackward0",
+    reference="none",
+    formula=_batch_norm_formula,
+    d_all=_d_batch_norm,
+)  # fmt: skip
+def native_batch_norm(
+    xp: Namespace, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
+    """Return ``batch_norm`` by this batch's statistics, and its mean and biased variance."""
+    return _batch_norm(xp, input, weight, bias, eps)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``input`` with mean 0 and variance 1 in every channel, times weight plus bias.
+
+    Shape:
+        input: ``(N, C, *)``, all others: ``(C)``.
+    Args:
+        running_mean, running_var: used when not training; else moved towards this batch's mean and
+            unbiased variance by the fraction ``momentum``, in place.
+    Source:
+        Ioffe, Szegedy, "Batch Normalization" (2015).
+    """
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    _check_channels("batch_norm", input, named)
+    if not training:
+        return _by_running("batch_norm", input, running_mean, running_var, weight, bias, eps)
+    count = input.numel() // max(input.array.shape[1], 1)
+    if count == 1:
+        raise ArgumentError(
+            f"{signature('batch_norm', {'input': input}, {'training': True})}: Expected more than 1 "
+            f"value per channel when training, got input size {input.shape}; use a larger batch"
+        )
+    out, mean, var = native_batch_norm(input, weight, bias, eps)
+    _move(running_mean, mean.array, momentum)
+    _move(running_var, var.array * (count / max(count - 1, 1)), momentum)
+    return out  # type: ignore[no-any-return]
+
+
+def _check_channels(name: str, input: Tensor, vectors: dict[str, Tensor | None]) -> None:
+    if input.ndim < 2:
+        raise ArgumentError(
+            f"{signature(name, {'input': input}, {})}: expected at least 2D input "
+            f"(N, C, *), got {input.ndim}D input"
+        )
+    channels = input.array.shape[1]
+    for key, v in vectors.items():
+        if v is not None and v.array.shape != (channels,):
+            raise ShapeError(
+                f"{signature(name, {'input': input, key: v}, {})}: {key} should contain {channels} "
+                f"elements, one for each channel of input, not {describe(v)}"
+            )
+
+
+def _by_running(
+    name: str,
+    input: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Return ``(input - mean) / sqrt(var + eps) * weight + bias`` with the given statistics."""
+    if mean is None or var is None:
+        raise ShapeError(
+            f"{signature(name, {'input': input}, {})}: Expected running_mean and running_var to be "
+            "defined when training=False; give them or use training=True"
+        )
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    scale = (var + eps) ** -0.5 if weight is None else weight * (var + eps) ** -0.5
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return input * reshape(scale, shape) + reshape(shift, shape)
+
+
+def _move(running: Tensor | None, new: Array, momentum: float) -> None:
+    """Move a running statistic towards ``new`` in place, outside autograd."""
+    if running is not None:
+        running.array *= 1 - momentum
+        running.array += momentum * new
+        shared_of(running).bump()
+
+
+# ---------------------------------------------------------------------- composites
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``batch_norm`` of every image on its own.
+
+    Shape:
+        input: ``(N, C, *)``, all others: ``(C)``.
+    Source:
+        Ulyanov, Vedaldi, Lempitsky, "Instance Normalization" (2016).
+    """
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    _check_channels("instance_norm", input, named)
+    if not use_input_stats:
+        return _by_running("instance_norm", input, running_mean, running_var, weight, bias, eps)
+    batch, channels, *space = input.array.shape
+    count = math.prod(space)
+    if count == 1:
+        raise ArgumentError(
+            f"{signature('instance_norm', {'input': input}, {})}: Expected more than 1 spatial "
+            f"element when training, got input size {input.shape}"
+        )
+    rows = reshape(input, (1, batch * channels, *space))
+    out, mean, var = native_batch_norm(rows, None, None, eps)
+    _move(running_mean, mean.array.reshape(batch, channels).mean(0), momentum)
+    unbiased = var.array.reshape(batch, channels).mean(0) * (count / max(count - 1, 1))
+    _move(running_var, unbiased, momentum)
+    return _affine(reshape(out, (batch, channels, *space)), weight, bias)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return ``x * weight + bias`` with one weight and bias for each channel."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    if weight is not None:
+        x = x * reshape(weight, shape)
+    return x if bias is None else x + reshape(bias, shape)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``input`` with mean 0 and variance 1 in each group of channels of each image.
+
+    Shape:
+        input: ``(N, C, *)``, weight and bias: ``(C)``.
+    Source:
+        Wu, He, "Group Normalization" (2018).
+    """
+    _check_channels("group_norm", input, {"weight": weight, "bias": bias})
+    batch, channels = input.array.shape[:2]
+    if num_groups <= 0 or channels % num_groups:
+        raise ShapeError(
+            f"{signature('group_norm', {'input': input}, {'num_groups': num_groups})}: Expected "
+            f"number of channels in input to be divisible by num_groups, but {channels} % "
+            f"{num_groups} != 0"
+        )
+    width = input.numel() // max(batch * num_groups, 1)
+    rows = reshape(input, (batch * num_groups, width))
+    out = layer_norm(rows, (width,), None, None, eps) if width else rows
+    return _affine(reshape(out, input.array.shape), weight, bias)
+
+
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int | tuple[int, ...] = 1, eps: float = 1e-12
+) -> Tensor:
+    """Return ``input`` divided by its ``p``-norm over ``dim``, or by ``eps`` where that is larger."""
+    return input / clamp_min(vector_norm(input, p, dim, True), eps)
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """Return ``input`` divided by ``(k + alpha * mean of squares over size channels) ** beta``.
+
+    Shape:
+        input: ``(N, C, *)``.
+    Source:
+        Krizhevsky, Sutskever, Hinton, "ImageNet Classification" (2012).
+    """
+    if input.ndim < 3:
+        raise ArgumentError(
+            f"{signature('local_response_norm', {'input': input}, {'size': size})}: Expected 3D or "
+            f"higher dimensionality input (got {input.ndim} dimensions)"
+        )
+    if not input.numel():
+        return input
+    batch, channels = input.array.shape[:2]
+    rows = reshape(input, (batch, 1, channels, -1))
+    squares = pad(rows * rows, (0, 0, size // 2, (size - 1) // 2))
+    mean = reshape(avg_pool2d(squares, (size, 1), 1), input.array.shape)
+    return input / (mean * alpha + k) ** beta

@@ -99,10 +99,9 @@ def clone(xp: Namespace, input: Tensor, *, memory_format: Any = None) -> Array:
 
 @op(
     "linear",
-    samples=[case(real(2, 3), dtype="float64")],
+    samples=[],
     method=False,
     node="ToCopyBackward0",
-    reference=lambda torch, x, dtype: x.double(),
     d_input=lambda F, g, input: F.to_dtype(g, dtype_of(input)),
 )
 def to_dtype(xp: Namespace, input: Tensor, dtype: Any) -> Array:
@@ -115,7 +114,7 @@ def dtype_of(x: Any) -> Any:
     return x.array.dtype if isinstance(x, Tensor) else x.dtype
 
 
-@op("linear", samples=unary(), method=False, inplace=True, reference="zeros_like",
+@op("linear", samples=unary(), method=False, reference="zeros_like",
     d_input=lambda F, g: F.zero(g))  # fmt: skip
 def zero(xp: Namespace, input: Tensor) -> Array:
     """Return zeros in place of the elements."""
@@ -125,7 +124,6 @@ def zero(xp: Namespace, input: Tensor) -> Array:
 @op(
     "linear",
     samples=[case(real(2, 3), real())],
-    inplace=True,
     d_input=lambda F, g: F.zero(g),
     d_value=lambda F, g: F.sum(g),
 )
@@ -143,7 +141,6 @@ def fill(xp: Namespace, input: Tensor, value: TensorLike) -> Array:
     "linear",
     samples=[case(real(2, 3), real(3)), case(real(2), real(2))],
     method=False,
-    inplace=True,
     node="CopyBackwards",
     reference=lambda torch, x, src: x.clone().copy_(src),
     d_input=lambda F, g: F.zero(g),
@@ -180,6 +177,7 @@ def reshape(xp: Namespace, input: Tensor, shape: Shape) -> Array:
     samples=[case(real(3, 4), shape=(2, 6)), case(real(2, 0), shape=(0, 5))],
     view=True,
     method=False,
+    reference=lambda torch, x, shape: x.view(shape),
     d_input=lambda F, g, input_shape: F.reshape(g, input_shape),
 )
 def view(xp: Namespace, input: Tensor, shape: Shape) -> Array:
@@ -188,7 +186,8 @@ def view(xp: Namespace, input: Tensor, shape: Shape) -> Array:
         out = xp.reshape(input, shape)
     except ValueError:
         out = xp.reshape(input, fill_in(shape, xp.size(input)))
-    if not xp.is_contiguous(input) and out.size and not xp.may_share_memory(out, input):
+    memory: Array = input
+    if not memory.flags.c_contiguous and out.size and not xp.may_share_memory(out, memory):
         raise ShapeError(
             "view size is not compatible with input tensor's size and stride (at least one "
             "dimension spans across two contiguous subspaces). Use .reshape(...) instead"
@@ -699,13 +698,6 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return windows_view(self, dimension, size, step)
 
 
-def _squeeze_method(self: Tensor, *dim: Any) -> Tensor:
-    """Return a view without dimensions of length 1 (all of them, or those named)."""
-    if not dim:
-        return squeeze(self)
-    return squeeze(self, dim[0] if len(dim) == 1 else dim)
-
-
 for _function in (
     contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as, swapaxes, swapdims, t,
     unflatten, unfold, view_as,
@@ -713,5 +705,6 @@ for _function in (
     as_method(_function)
 del _function
 as_method(_view_method, "view")
+as_method(broadcast_to, gather="size")
 Tensor.T = property(_reversed_dims)  # type: ignore[attr-defined]
 Tensor.mT = property(_matrix_transpose)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,7 +97,7 @@ class MpiRank:
                 text=_text(report),
             )
         if report.failed and self._folder is None:  # at once, as the job may be ended
-            print(f"\n[rank {self._comm.rank}] {item.nodeid}\n{_text(report)}", file=sys.stderr)
+            self._print(f"{item.nodeid}\n{_text(report)}")
         last = report.when == "call" or (report.when == "setup" and report.outcome != "passed")
         if last and not self._agreed:
             self._agreed = True
@@ -127,10 +128,16 @@ class MpiRank:
             time.sleep(nap_s(waited))
 
     def _abort(self, why: str) -> None:
-        print(f"\n[rank {self._comm.rank}] {why}: the job is ended", file=sys.stderr, flush=True)
+        self._print(f"{why}: the job is ended")
         self._tell(event="abort", why=why)
         self._mpi.COMM_WORLD.Abort(ABORTED)
         os._exit(ABORTED)  # MPICH's Abort may return before the process is killed
+
+    def _print(self, text: str) -> None:
+        """Print past pytest's capture, which would be lost with the job."""
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            print(f"\n[rank {self._comm.rank}] {text}", file=sys.stderr, flush=True)
 
     def _tell(self, **event: Any) -> None:
         if self._events is not None:
