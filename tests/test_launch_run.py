@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from distgrad.distributed.env import find_mpirun
+from distgrad.launch import spawn
 from distgrad.launch.rundir import read_metrics
 
 ROOT = Path(__file__).parent.parent
-STRIPPED = ("DISTGRAD_", "_DISTGRAD_", "PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "HYDI_", "SLURM_")
+STRIPPED = ("DISTGRAD_", "_DISTGRAD_", "PMI_", "PMIX_", "OMPI_COMM", "MPI_LOCAL", "HYDI_", "SLURM_")
 
 JOB = """
 import os, signal, time
@@ -109,13 +109,11 @@ def execute(words: list[str], place: Path, **extra: str) -> subprocess.Completed
 def mpirun(place):
     """Runs the launcher under mpirun."""
     pytest.importorskip("mpi4py")
-    path = find_mpirun()
-    if path is None:
-        pytest.skip("there is no mpirun")
+    found = spawn.matching_mpirun()
 
     def start(size: int, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-m", "distgrad.launch", *words]
-        return execute([path, "-n", str(size), *program], place, **extra)
+        return execute([*spawn.command(found, size, None, None), *program], place, **extra)
 
     return start
 
@@ -408,12 +406,19 @@ def test_nproc_that_contradicts_mpirun_is_an_error(mpirun):
 
 def test_the_wrong_mpirun_is_an_error_that_names_both(place):
     pytest.importorskip("mpi4py")
-    done = launch(place, "exits.py", "0", OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
+    library = spawn.loaded_library()
+    other, rank, size = "Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"
+    if library.family == "Open MPI":
+        other, rank, size = "MPICH", "PMI_RANK", "PMI_SIZE"
+    done = launch(place, "exits.py", "0", **{rank: "0", size: "4"})
     assert done.returncode == 1
-    assert done.stderr.count("Traceback") == 0
-    assert (
-        "Open MPI started 4 ranks, but the MPI library of mpi4py sees a world of 1" in done.stderr
-    )
+    assert "Traceback" not in done.stderr
+    assert f"{other} started 4 ranks, but" in done.stderr
+    assert f"{library.family} " in done.stderr
+    assert str(Path(sys.executable).parent) in done.stderr
+    # the other ranks find the same, and rank 0 has said it
+    done = launch(place, "exits.py", "0", **{rank: "1", size: "4"})
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_an_expectation_missed_is_exit_3_on_all_ranks_without_an_abort(mpirun):

@@ -33,7 +33,7 @@ from distgrad.autograd.samples import Sample
 from distgrad.autograd.source import Operand, Plan, call_source, pull_source
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import array_namespace
-from distgrad.backend.dtype import default_float, promote_arrays, scalar
+from distgrad.backend.dtype import as_numpy, default_float, promote_arrays, scalar
 from distgrad.errors import ArgumentTypeError, explain
 from distgrad.tensor import Tensor, clock, wrap
 
@@ -80,6 +80,7 @@ def op(
     jvp: Rule | None = ...,
     promote: Sequence[str] | None = ...,
     floats: bool = ...,
+    casts: bool = ...,
     view: bool = ...,
     method: bool | str = ...,
     operator: str = ...,
@@ -98,6 +99,7 @@ def op(
     jvp: Rule | None = ...,
     promote: Sequence[str] | None = ...,
     floats: bool = ...,
+    casts: bool = ...,
     view: bool = ...,
     method: bool | str = ...,
     operator: str = ...,
@@ -115,6 +117,7 @@ def op(
     jvp: Rule | None = None,
     promote: Sequence[str] | None = None,
     floats: bool = False,
+    casts: bool = False,
     view: bool = False,
     method: bool | str = True,
     operator: str = "",
@@ -134,6 +137,7 @@ def op(
         jvp: an explicit forward-mode rule.
         promote: operands brought to one dtype (default: all of an elementwise operation).
         floats: integer operands become the default float first.
+        casts: the option ``dtype`` converts the first operand first.
         view: the output shares the first operand's memory where it can.
         method: also a method of Tensor; "*name" gathers positional arguments into option ``name``.
         operator: also this Python operator.
@@ -148,7 +152,7 @@ def op(
         self.name, self.kind, self.forward, self.samples = forward.__name__, kind, forward, samples
         self.formula, self.jvp, self.view, self.reference = formula, jvp, view, reference
         self.outputs = _output_names(outputs)
-        self.plan = _plan(self, rules, promote, floats, outputs == "*")
+        self.plan = _plan(self, rules, promote, floats, casts, outputs == "*")
         compile_operation(self, node)
         table[self.name] = self
         engine.forwards[self.name] = forward
@@ -182,6 +186,7 @@ def _plan(
     rules: dict[str, Rule],
     promote: Sequence[str] | None,
     floats: bool,
+    casts: bool,
     variadic: bool,
 ) -> Plan:
     parameters = list(inspect.signature(self.forward).parameters.values())[1:]
@@ -205,7 +210,7 @@ def _plan(
         promote = alike if self.kind == "elementwise" else []
     return Plan(
         self.name, parameters, self.operands, asks, all_asks, kept, self.outputs, variadic,
-        list(promote), floats, self.view, self.formula is not None,
+        list(promote), floats, casts, self.view, self.formula is not None,
     )  # fmt: skip
 
 
@@ -235,8 +240,8 @@ def compile_operation(self: Operation, node_name: str) -> None:
         "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
         "_new_node": object.__new__, "_Node": self.node, "_Slot": Slot, "_mode": mode,
         "_clock": clock, "_forward": self.forward, "_operand": as_operand, "_promote": promote_all,
-        "_to_float": to_float, "_asarray": _asarray, "_recover": recover, "_freed": freed,
-        "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
+        "_to_float": to_float, "_convert": convert, "_asarray": _asarray, "_recover": recover,
+        "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
         "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
     }  # fmt: skip
     names |= {f"_default_{q.name}": q.default for q in self.plan.parameters}
@@ -373,6 +378,13 @@ def promote_all(*tensors: Tensor) -> tuple[Tensor, ...]:
 def to_float(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return integer and bool tensors converted to the default float."""
     return tuple(cast(t, default_float()) for t in tensors)
+
+
+def convert(tensor: Any, dtype: Any) -> Any:
+    """Return ``tensor`` in the dtype that a caller asked for; what is no tensor as it is."""
+    if not isinstance(tensor, Tensor) or tensor.array.dtype == as_numpy(dtype):
+        return tensor
+    return cast(tensor, as_numpy(dtype))
 
 
 def cast(tensor: Tensor, dtype: Any) -> Tensor:

@@ -30,6 +30,7 @@ class Plan(NamedTuple):
     variadic: bool  # any number of differentiable outputs
     promote: list[str]  # operands brought to one dtype
     floats: bool  # integers become the default float
+    casts: bool  # option dtype: the first operand is converted first
     view: bool
     everything: bool  # a formula answers for higher derivatives: all operands are kept
 
@@ -59,6 +60,9 @@ def _conversion(p: Plan) -> list[str]:
         rest = [o.name for o in p.operands if o.name != name]
         others = ", ".join([n for n in rest if n in p.promote] or rest)
         lines.append(f"if type({name}) is not _Tensor: {name} = _operand({name}, ({others},))")
+    if p.casts:
+        first = p.operands[0].name
+        lines.append(f"if dtype is not None: {first} = _convert({first}, dtype)")
     return lines
 
 

@@ -107,6 +107,24 @@ def row_dots(a: Array, b: Array) -> Array:
     return (a * b).sum(-1)
 
 
+# --- comparisons with one number -----------------------------------------------------------------
+
+
+def at_least(x: Array, low: float, out: Array | None = None) -> Array:
+    """The larger of each element and the number ``low``; ``out``, if given, is contiguous."""
+    return cupy.maximum(x, x.dtype.type(low), out=out)
+
+
+def at_most(x: Array, high: float, out: Array | None = None) -> Array:
+    """The smaller of each element and the number ``high``; ``out``, if given, is contiguous."""
+    return cupy.minimum(x, x.dtype.type(high), out=out)
+
+
+def where_positive(condition: Array, x: Array) -> Array:
+    """``x`` where the number in ``condition``, of the same dtype and shape, is positive, else 0."""
+    return cupy.where(condition > 0, x, x.dtype.type(0))
+
+
 # --- adding at indices ------------------------------------------------------------------------
 
 

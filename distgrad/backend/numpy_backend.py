@@ -7,6 +7,7 @@ Floating point types narrower than float32 are computed in float32.
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -168,6 +169,52 @@ def where(condition: Array, x: Any, y: Any) -> Array:
         bits = np.bitwise_and(bits, ones)
         bits = np.bitwise_xor(bits, y)
     return bits.view(kind)
+
+
+# --- comparisons with one number -----------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=64)
+def _row_of(value: float, dtype: np.dtype[Any]) -> Array:
+    row = np.full(BLOCK, value, dtype)
+    row.flags.writeable = False
+    return row
+
+
+def _with_number(
+    ufunc: np.ufunc, x: Array, value: float, out: Array | None
+) -> Array:
+    """``ufunc(x, value)`` where NumPy is four times faster with an array than with a number."""
+    if x.size < 1024 or x.dtype.char not in "fd" or not x.flags.c_contiguous:
+        return np.asarray(ufunc(x, x.dtype.type(value), out=out))
+    out = np.empty_like(x) if out is None else out
+    row, flat, target = _row_of(value, x.dtype), x.reshape(-1), out.reshape(-1)
+    for start in range(0, x.size, BLOCK):
+        part = flat[start : start + BLOCK]
+        ufunc(part, row[: part.size], out=target[start : start + BLOCK])
+    return out
+
+
+def at_least(x: Array, low: float, out: Array | None = None) -> Array:
+    """The larger of each element and the number ``low``; ``out``, if given, is contiguous."""
+    return _with_number(np.maximum, x, low, out)
+
+
+def at_most(x: Array, high: float, out: Array | None = None) -> Array:
+    """The smaller of each element and the number ``high``; ``out``, if given, is contiguous."""
+    return _with_number(np.minimum, x, high, out)
+
+
+def where_positive(condition: Array, x: Array) -> Array:
+    """``x`` where the number in ``condition``, of the same dtype and shape, is positive, else 0."""
+    whole = _BITS.get(x.dtype.char)
+    if whole is None:
+        return np.where(condition > 0, x, x.dtype.type(0))
+    bits = np.asarray(condition + 0).view(whole)  # -0 becomes 0
+    np.negative(bits, out=bits)  # the sign bit is set where the number was positive
+    np.right_shift(bits, 8 * bits.itemsize - 1, out=bits)
+    np.bitwise_and(bits, x.view(whole), out=bits)
+    return bits.view(x.dtype)
 
 
 # --- adding at indices ------------------------------------------------------------------------

@@ -39,6 +39,7 @@ OK, ERROR, USAGE, MISSED, PREEMPTED = 0, 1, 2, 3, 75
 _MESSAGE_ONLY = (ConfigError, MissingExtra)  # their text says all; where they rose says nothing
 _HEAD_START_S = 0.1  # a rank waits so long for each rank before it to report the same failure
 _DRAIN_S = 0.1  # Hydra drops what it has not forwarded when a rank aborts: 1 traceback in 40
+_DEFER_S = 0.4  # Open MPI ends all ranks when one exits with an error; rank 0 speaks before that
 _MERCY_S = 1.0  # a rank that is not the first to fail waits so long to be ended by the first
 
 
@@ -57,8 +58,11 @@ def main(argv: list[str]) -> int:
     except _MESSAGE_ONLY as error:
         return _refused(hint, error, USAGE if isinstance(error, ConfigError) else ERROR)
     blas.limit(hint.local_size or 1)
+    spawn.close_input(hint)
     faulthandler.enable(file=sys.__stderr__ or sys.stderr)
     try:
+        if (hint.size or 1) > 1:
+            spawn.start_mpi(hint)
         group = _group(job, hint)
     except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
         return _refused(hint, error, ERROR)
@@ -77,7 +81,9 @@ def _group(job: jobs.Job | None, hint: WorldHint) -> ProcessGroup:
 
 def _refused(hint: WorldHint, error: Exception, status: int) -> int:
     """Return ``status`` once one rank has said what all of them found wrong."""
-    if not hint.rank:
+    if hint.rank:
+        time.sleep(_DEFER_S)
+    else:
         print(f"distgrad.launch: {error}", file=sys.stderr)
     return status
 

@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from distgrad.errors import ConfigError, MissingExtra
+from distgrad.distributed.env import WorldHint
+from distgrad.errors import ConfigError, DistributedError, MissingExtra
 from distgrad.launch import blas
 
 STARTED = "_DISTGRAD_STARTED"  # set for the ranks, so that a rank never starts ranks
@@ -151,9 +153,53 @@ def start(ranks: int, hosts: str | None, hostfile: str | None) -> NoReturn:
         os.environ.update(blas.missing(ranks))
     words = command(mpirun, ranks, hosts, hostfile)
     sys.stdout.flush()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # ranks that read the terminal would stop in the background
+    _read_nothing()  # an mpirun that reads the terminal stops in the background
     os.execv(mpirun.path, [*words, sys.executable, *sys.orig_argv[1:]])
+
+
+def start_mpi(hint: WorldHint) -> None:
+    """Start MPI in this rank, if the launcher that started it belongs to the same MPI.
+
+    The other way round, an mpirun of MPICH and the library of Open MPI, MPI starts with a world of
+    one rank, which the process group finds.
+
+    Raises:
+        DistributedError: Open MPI's mpirun started ranks that load another library, which ends
+            inside MPI_Init with words about PMI versions.
+    """
+    if importlib.util.find_spec("mpi4py") is None:
+        return  # the process group says so
+    # here and not at the top: one process alone does without MPI
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    library = identify(MPI.Get_library_version(), "")
+    if hint.launcher == "Open MPI" and library is not None and library.family != "Open MPI":
+        raise DistributedError(
+            f"mpirun: Open MPI started {hint.size} ranks, but mpi4py loads {loaded_library()}; "
+            f"start them with {matching_mpirun()}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a wrong mpirun, once for each rank
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+
+
+def close_input(hint: WorldHint) -> None:
+    """Let this rank read nothing, unless it is rank 0 of an mpirun that the user started.
+
+    The input of the other ranks is a pipe that mpirun never closes.
+    """
+    if hint.rank or STARTED in os.environ:
+        _read_nothing()
+
+
+def _read_nothing() -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 def slots(hosts: str) -> int:

@@ -101,11 +101,10 @@ def captured(rank: int, size: int, log: Path) -> Iterator[None]:
     """Return a context in which the output of ``rank`` of ``size`` goes where it belongs.
 
     Rank 0 prints to the console, the other ranks to their log only, C code and children included;
-    errors of all ranks are shown, with the rank before each line where there are several.  Only
-    rank 0 has an input: that of the others is a pipe that mpirun never closes.
+    errors of all ranks are shown, with the rank before each line where there are several.
     """
     before = sys.stdout, sys.stderr
-    saved = [os.dup(descriptor) for descriptor in (0, 1)] if rank else []
+    saved = os.dup(1) if rank else -1
     with log.open("a", encoding="utf-8", buffering=1, errors="backslashreplace") as file:
         if size > 1:
             errors: Tee = PrefixedTee(before[1], file, f"[rank {rank}] ")
@@ -113,7 +112,6 @@ def captured(rank: int, size: int, log: Path) -> Iterator[None]:
             errors = Tee(before[1], file)
         if rank:
             before[0].flush()
-            _redirect(os.devnull, 0)
             os.dup2(file.fileno(), 1)
             sys.stdout = file
         else:
@@ -126,13 +124,6 @@ def captured(rank: int, size: int, log: Path) -> Iterator[None]:
             if isinstance(errors, PrefixedTee):
                 errors.finish()
             sys.stdout, sys.stderr = before
-            for descriptor, copy in enumerate(saved):
-                os.dup2(copy, descriptor)
-                os.close(copy)
-
-
-def _redirect(path: str, descriptor: int) -> None:
-    """Let ``descriptor`` read from ``path``."""
-    source = os.open(path, os.O_RDONLY)
-    os.dup2(source, descriptor)
-    os.close(source)
+            if rank:
+                os.dup2(saved, 1)
+                os.close(saved)

@@ -1,1 +1,5 @@
-"""Running sums, products and extremes along a dimension."""
+"""Cumulative functions along a dimension: sums, products, extremes, differences."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

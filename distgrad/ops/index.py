@@ -1,9 +1,9 @@
 """Indexing by numbers, slices, masks and tensors of indices.
 
 Note [Two steps of an index]
-    As in PyTorch, an index is applied in two steps: what is basic (numbers, slices, None, ...) makes
-    a view, then the tensors and masks among it look up elements of that view.  NumPy differs where
-    numbers and arrays are mixed: it counts numbers among the arrays.
+    As in PyTorch, an index is applied in two steps: what is basic (numbers, slices, None, ...)
+    makes a view, then the tensors and masks in it look up elements of that view.  NumPy differs
+    where numbers and arrays are mixed: it counts numbers among the arrays.
 """
 
 from __future__ import annotations
@@ -74,18 +74,15 @@ def select(xp: Namespace, input: Tensor, dim: int, index: int) -> Array:
 
 
 def _beyond(index: int, dim: int, size: int) -> str:
-    return (
-        f"index {index} is out of bounds for dimension {dim} with size {size}; "
-        + (f"use -{size} to {size - 1}" if size else "there is no element")
+    return f"index {index} is out of bounds for dimension {dim} with size {size}; " + (
+        f"use -{size} to {size - 1}" if size else "there is no element"
     )
 
 
 @op("linear", samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
     reference="none",
     d_grad=lambda F, g, dim, index: F.select(g, dim, index))  # fmt: skip
-def select_backward(
-    xp: Namespace, grad: Tensor, input_size: Shape, dim: int, index: int
-) -> Array:
+def select_backward(xp: Namespace, grad: Tensor, input_size: Shape, dim: int, index: int) -> Array:
     """Return zeros of ``input_size`` with ``grad`` as entry ``index`` along ``dim``."""
     out = xp.zeros(input_size, grad.dtype)
     out[(slice(None),) * (dim % len(input_size)) + (index,)] = grad
@@ -635,9 +632,7 @@ def index_copy(xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Te
         F.mul(g, F.index_fill(F.zero(g), dim, index, 1))
     ),
 )  # fmt: skip
-def index_fill(
-    xp: Namespace, input: Tensor, dim: int, index: Tensor, value: TensorLike
-) -> Array:
+def index_fill(xp: Namespace, input: Tensor, dim: int, index: Tensor, value: TensorLike) -> Array:
     """Return ``input`` with ``value`` in all entries ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
     _check_index(index, input.shape[dim] if input.ndim else 1)

@@ -1,1 +1,645 @@
-"""Losses."""
+"""Losses: classification, regression, likelihoods.  Those with a margin are in ``margin``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from distgrad.autograd.declare import op
+from distgrad.autograd.mode import no_grad
+from distgrad.autograd.samples import between, case, given, integers, positive, real
+from distgrad.backend.device import array_namespace
+from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
+from distgrad.ops.activation import log_softmax, logsigmoid
+from distgrad.ops.compare import clamp_min, where
+from distgrad.ops.elementwise import abs as abs_
+from distgrad.ops.elementwise import exp, log
+from distgrad.ops.reduce import mean
+from distgrad.ops.reduce import sum as sum_
+from distgrad.ops.shape import broadcast_tensors, unsqueeze
+from distgrad.tensor import Tensor, wrap
+from distgrad.typing import Array, Namespace
+
+__all__ = [
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "gaussian_nll_loss",
+    "huber_loss", "kl_div", "l1_loss", "mse_loss", "nll_loss", "pick", "poisson_nll_loss", "reduced",
+    "reduction_of", "smooth_l1_loss",
+]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- reductions
+def reduction_of(name: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """Return the checked ``reduction``, after PyTorch's deprecated arguments if they are given."""
+    if size_average is not None or reduce is not None:
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+        warnings.warn(
+            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' "
+            "instead.",
+            stacklevel=3,
+        )
+    if reduction not in ("none", "mean", "sum"):
+        raise ArgumentError(
+            f"{name}(reduction={reduction!r}): {reduction} is not a valid value for reduction; use "
+            "'none', 'mean' or 'sum'"
+        )
+    return reduction
+
+
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """Return the mean or the sum of ``loss``, or ``loss`` itself."""
+    if reduction == "none":
+        return loss
+    return mean(loss) if reduction == "mean" else sum_(loss)
+
+
+def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """Return the reduction of ``loss * weight``; a mean divides by the sum of the weights."""
+    if weight is None:
+        return reduced(loss, reduction)
+    loss = loss * weight
+    if reduction == "mean":
+        return sum_(loss) / sum_(weight.expand(loss.array.shape))  # type: ignore[attr-defined]
+    return reduced(loss, reduction)
+
+
+def _same_size(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both broadcast to one shape; a difference is allowed and warned of, as in PyTorch."""
+    if input.array.shape == target.array.shape:
+        return input, target
+    warnings.warn(
+        f"{name}: using a target size ({list(target.shape)}) that is different to the input size "
+        f"({list(input.shape)}). This will likely lead to incorrect results due to broadcasting. "
+        "Please ensure they have the same size.",
+        stacklevel=3,
+    )
+    one, other = broadcast_tensors(input, target)
+    return one, other
+
+
+# ---------------------------------------------------------------------- cross entropy
+def _check_classes(xp: Namespace, x: Array, target: Array, weight: Array | None) -> None:
+    if x.ndim == 0 or x.ndim != target.ndim + 1:
+        raise ShapeError(
+            "0D or 1D target tensor expected, multi-target not supported: input "
+            f"{list(x.shape)} needs a target of shape {[*x.shape[:1], *x.shape[2:]][x.ndim == 1:]}"
+        )
+    if target.dtype.kind not in "iu" or target.dtype.itemsize not in (1, 8):
+        raise DtypeError(
+            f"expected target dtype to be Long or Byte, but got {target.dtype}; use .long()"
+        )
+    if x.ndim > 1 and x.shape[0] != target.shape[0]:
+        raise ArgumentError(
+            f"Expected input batch_size ({x.shape[0]}) to match target batch_size "
+            f"({target.shape[0]})"
+        )
+    if x.shape[2:] != target.shape[1:]:
+        want = [x.shape[0], *x.shape[2:]]
+        raise ShapeError(f"Expected target size {want}, got {list(target.shape)}")
+    classes = x.shape[x.ndim > 1]
+    if weight is not None and weight.shape != (classes,):
+        raise ShapeError(
+            f"weight tensor should be defined either for all {classes} classes or no classes but "
+            f"got weight tensor of shape: {list(weight.shape)}"
+        )
+
+
+def _row_weights(
+    xp: Namespace, classes: int, labels: Array, weight: Array | None, ignore: int, dtype: Any
+) -> tuple[Array, Array | None, Array | None]:
+    """Return usable labels, the weight of each row and whether it counts; None: all 1.
+
+    Raises:
+        IndexOutOfRange: a label is neither a class nor ``ignore``.
+    """
+    low, high = (int(xp.min(labels)), int(xp.max(labels))) if labels.size else (0, 0)
+    inside = low >= 0 and high < classes
+    valid = None
+    if not inside or 0 <= ignore < classes:
+        valid = labels != ignore
+        wrong = valid & ((labels < 0) | (labels >= classes)) if not inside else None
+        if wrong is not None and wrong.any():
+            raise IndexOutOfRange(
+                f"Target {int(labels[wrong][0])} is out of bounds: classes are 0 … {classes - 1}"
+                f"{'' if ignore < 0 else f', or {ignore} to be ignored'}; give the model more "
+                "outputs or correct the targets"
+            )
+        labels = xp.where(valid, labels, 0)
+    rows = None if weight is None else weight[labels].astype(dtype, copy=False)
+    if valid is not None:
+        rows = valid.astype(dtype) if rows is None else rows * valid
+    return labels, rows, valid
+
+
+def _class_rows(xp: Namespace, x: Array) -> Array:
+    """Return ``x`` as a matrix with the classes in its rows, at least in float32."""
+    if x.ndim != 2:
+        x = x[None] if x.ndim == 1 else xp.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+    return x.astype(xp.float32) if x.dtype.itemsize == 2 else x
+
+
+def _smooth(
+    xp: Namespace, rows: Array, lse: Array, weight: Array | None, valid: Array | None
+) -> Array:
+    """Return minus the weighted sum of log-probabilities over the classes of each row."""
+    w = xp.ones(rows.shape[1], rows.dtype) if weight is None else weight.astype(rows.dtype)
+    loss = lse * float(w.sum()) - xp.matmul(rows, w)
+    return loss if valid is None else loss * valid
+
+
+def _cross_entropy(
+    xp: Namespace, x: Array, target: Array, weight: Array | None, reduction: str, ignore: int,
+    smoothing: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    _check_classes(xp, x, target, weight)
+    rows = _class_rows(xp, x)
+    count, classes = rows.shape
+    labels, w, valid = _row_weights(xp, classes, target.reshape(-1), weight, ignore, rows.dtype)
+    lse = _row_logsumexp(xp, rows)
+    loss = lse - rows[xp.arange(count), labels]
+    if w is not None:
+        loss *= w
+    if smoothing:
+        loss *= 1 - smoothing
+        loss += _smooth(xp, rows, lse, weight, valid) * (smoothing / classes)
+    total = xp.asarray(count if w is None else xp.add.reduce(w), rows.dtype)
+    if reduction == "none":
+        return loss.reshape(target.shape).astype(x.dtype, copy=False), lse, total
+    out = xp.add.reduce(loss)
+    if reduction == "mean":
+        with xp.errstate(invalid="ignore", divide="ignore"):
+            out = out / total
+    return xp.asarray(out, x.dtype), lse, total
+
+
+def _row_logsumexp(xp: Namespace, rows: Array) -> Array:
+    if not rows.size:
+        return xp.zeros(len(rows), rows.dtype)
+    top = rows.max(axis=1)
+    lse = xp.empty_like(top)
+    ones = xp.ones(rows.shape[1], rows.dtype)
+    with xp.errstate(invalid="ignore", divide="ignore"):
+        for part in xp.row_blocks(*rows.shape):
+            e = xp.subtract(rows[part], top[part, None])
+            xp.exp(e, out=e)
+            xp.log(xp.matmul(e, ones), out=lse[part])
+        lse += top
+    return lse
+
+
+def _d_cross_entropy(
+    xp: Namespace, g: Array, input: Array, target: Array, weight: Array | None, lse: Array,
+    total: Array, reduction: str, ignore_index: int, label_smoothing: float,
+) -> Array:  # fmt: skip
+    """(p·Σq − q)·g for each row, q the target distribution times the weights."""
+    rows = _class_rows(xp, input)
+    count, classes = rows.shape
+    labels, w, valid = _row_weights(
+        xp, classes, target.reshape(-1), weight, ignore_index, rows.dtype
+    )
+    with xp.errstate(invalid="ignore", divide="ignore"):
+        scale = g.reshape(-1) / total if reduction == "mean" else g.reshape(-1)
+    scale = scale.astype(rows.dtype, copy=False)
+    hit = scale if w is None else scale * w
+    whole = hit
+    if label_smoothing:
+        spread = scale * (label_smoothing / classes)
+        spread = spread if valid is None else spread * valid
+        hit = hit * (1 - label_smoothing)
+        ws = xp.ones(classes, rows.dtype) if weight is None else weight.astype(rows.dtype)
+        whole = hit + spread * float(ws.sum())
+    out = xp.subtract(rows, lse[:, None])
+    xp.exp(out, out=out)
+    out *= whole[:, None]
+    out[xp.arange(count), labels] -= hit
+    if label_smoothing:
+        out -= spread[:, None] * ws
+    if input.ndim > 2:
+        batch, _, *space = input.shape
+        out = xp.moveaxis(out.reshape(batch, *space, classes), -1, 1)
+    return out.reshape(input.shape).astype(input.dtype, copy=False)
+
+
+def _cross_entropy_formula(
+    F: Any, input: Any, target: Any, weight: Any, reduction: str, ignore_index: int,
+    label_smoothing: float,
+) -> Any:  # fmt: skip
+    logp = F.log_softmax(input, 0 if input.ndim == 1 else 1)
+    xp, x = array_namespace(input.array), input.array
+    classes = x.shape[x.ndim > 1]
+    w = None if weight is None else weight.array
+    labels, rows, valid = _row_weights(
+        xp, classes, target.array.reshape(-1), w, ignore_index, x.dtype
+    )
+    q = xp.zeros((len(labels), classes), x.dtype)
+    q[xp.arange(len(labels)), labels] = 1 - label_smoothing if rows is None else (
+        rows * (1 - label_smoothing)
+    )  # fmt: skip
+    spread = xp.full(classes, label_smoothing / classes, x.dtype) * (1 if w is None else w)
+    q += spread if valid is None else spread * valid[:, None]
+    if x.ndim > 2:
+        q = xp.moveaxis(q.reshape(x.shape[0], *x.shape[2:], classes), -1, 1)
+    loss = -F.sum(logp * wrap(q.reshape(x.shape)), 0 if x.ndim == 1 else 1)
+    if reduction == "none":
+        return loss
+    total = len(labels) if rows is None else float(rows.sum())
+    return F.sum(loss) / total if reduction == "mean" else F.sum(loss)
+
+
+_LABELS = [0, 2, 1, 2]
+
+
+def _torch_cross_entropy(
+    torch: Any, x: Any, y: Any, w: Any = None, *, reduction: str, ignore_index: int,
+    label_smoothing: float,
+) -> Any:  # fmt: skip
+    return torch.nn.functional.cross_entropy(
+        x, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+@op(
+    samples=[
+        case(real(4, 3), given(_LABELS), reduction="mean", ignore_index=-100, label_smoothing=0.0),
+        case(real(4, 3), given(_LABELS), reduction="none", ignore_index=2, label_smoothing=0.0),
+        case(real(4, 3), given(_LABELS), positive(3), reduction="mean", ignore_index=1,
+             label_smoothing=0.3),
+        case(real(2, 3, 4), integers(3, 2, 4), reduction="sum", ignore_index=-100,
+             label_smoothing=0.1),
+        case(real(2, 3, 2, 2), integers(3, 2, 2, 2), positive(3), reduction="none",
+             ignore_index=-100, label_smoothing=0.0),
+        case(real(3), given(1), reduction="mean", ignore_index=-100, label_smoothing=0.0),
+    ],
+    outputs=("loss", "lse!", "total!"),
+    method=False,
+    node="CrossEntropyLossBackward0",
+    reference=_torch_cross_entropy,
+    formula=_cross_entropy_formula,
+    d_input=_d_cross_entropy,
+)  # fmt: skip
+def cross_entropy_loss(
+    xp: Namespace,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Any:
+    """Return ``cross_entropy`` for class numbers, and what backward needs of it."""
+    return _cross_entropy(xp, input, target, weight, reduction, ignore_index, label_smoothing)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return -log(softmax(input)[target]): how surprised the logits are by the right classes.
+
+    Shape:
+        input: ``(C)``, ``(N, C)`` or ``(N, C, *)``; target: class numbers ``()``, ``(N)`` or
+        ``(N, *)``, or class probabilities in the shape of input; weight: ``(C)``.
+    Args:
+        weight: of each class; a mean divides by the sum of the weights in use.
+        ignore_index: rows with this class number count for nothing.
+        label_smoothing: this much of each target is spread evenly over all classes.
+    Raises:
+        IndexOutOfRange: a target is no class.
+    """
+    reduction = reduction_of("cross_entropy", reduction, size_average, reduce)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ShapeError(
+            f"cross_entropy(label_smoothing={label_smoothing}): label_smoothing must be between "
+            f"0.0 and 1.0. Got: {label_smoothing}"
+        )
+    if input.array.shape == target.array.shape and target.is_floating_point():
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
+    out: Tensor = cross_entropy_loss(
+        input, target, weight, reduction, ignore_index, label_smoothing
+    )[0]
+    return out
+
+
+def _soft_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
+) -> Tensor:
+    """Return the loss for targets that are probabilities."""
+    dim = 0 if input.ndim == 1 else 1
+    classes = input.array.shape[dim]
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / classes
+    terms = log_softmax(input, dim) * target
+    if weight is not None:
+        shape = (classes,) if dim == 0 else (1, classes) + (1,) * (input.ndim - 2)
+        terms = terms * weight.reshape(shape)  # type: ignore[attr-defined]
+    loss = -sum_(terms, dim)
+    if reduction == "mean":
+        return sum_(loss) / (loss.numel() if loss.ndim else 1)
+    return reduced(loss, reduction)
+
+
+# ---------------------------------------------------------------------- picking classes
+@op(
+    "multilinear",
+    samples=[case(real(3, 4), given([1, 0, 3])), case(real(2, 3, 2), given([[2, 1], [0, 0]])),
+             case(real(3), given(2))],
+    method=False,
+    reference="none",
+    d_input=lambda F, g, input_shape, index: F.pick_backward(g, index, input_shape),
+)  # fmt: skip
+def pick(xp: Namespace, input: Tensor, index: Tensor) -> Array:
+    """Return the entries of ``input`` along its class dimension whose numbers stand in ``index``.
+
+    Shape:
+        input: ``(C)`` or ``(N, C, *)``, index: ``()`` or ``(N, *)``; result: as index.
+    """
+    dim = 0 if input.ndim == 1 else 1
+    return xp.take_along_axis(input, xp.expand_dims(index, dim), dim).reshape(index.shape)
+
+
+@op(
+    "multilinear",
+    samples=[case(real(3), given([1, 0, 3]), size=(3, 4))],
+    method=False,
+    reference="none",
+    d_grad=lambda F, g, index: F.pick(g, index),
+)
+def pick_backward(xp: Namespace, grad: Tensor, index: Tensor, size: tuple[int, ...]) -> Array:
+    """Return zeros of ``size`` with ``grad`` at the places that ``pick`` reads."""
+    out, dim = xp.zeros(size, grad.dtype), 0 if len(size) == 1 else 1
+    xp.put_along_axis(out, xp.expand_dims(index, dim), xp.expand_dims(grad, dim), dim)
+    return out
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return -input[target], the negative log-likelihood where input holds log-probabilities.
+
+    Shape, Args:
+        as ``cross_entropy``, for class numbers.
+    """
+    reduction = reduction_of("nll_loss", reduction, size_average, reduce)
+    xp, x, labels = array_namespace(input.array), input.array, target.array
+    try:
+        w = None if weight is None else weight.array
+        _check_classes(xp, x, labels, w)
+        flat, rows, _ = _row_weights(
+            xp, x.shape[x.ndim > 1], labels.reshape(-1), w, ignore_index, x.dtype
+        )
+    except (ShapeError, DtypeError, ArgumentError, IndexOutOfRange) as error:
+        named = signature("nll_loss", {"input": input, "target": target}, {})
+        raise type(error)(f"{named}: {error}") from None
+    loss = -pick(input, wrap(flat.reshape(labels.shape)))
+    if rows is not None:
+        loss = loss * wrap(rows.reshape(labels.shape))
+    if reduction != "mean":
+        return reduced(loss, reduction)
+    total = labels.size if rows is None else float(rows.sum())
+    return sum_(loss) / total if total else sum_(loss) * math.nan
+
+
+# ---------------------------------------------------------------------- binary cross entropy
+@op(
+    "elementwise",
+    samples=[case(between(0.1, 0.9, 3, 2), between(0, 1, 3, 2))],
+    method=False,
+    reference=lambda torch, x, y: torch.nn.functional.binary_cross_entropy(x, y, reduction="none"),
+    d_input=lambda F, g, input, target: g * (input - target)
+    / F.maximum(input * (1 - input), F.where(input == input, 1e-12, input)),
+    d_target=lambda F, g, input: g * (F.log(1 - input) - F.log(input)),
+)
+def bernoulli_surprise(xp: Namespace, input: Tensor, target: Tensor) -> Array:
+    """Return -target·log(input) - (1 - target)·log(1 - input), the logarithms at least -100."""
+    with xp.errstate(divide="ignore"):
+        yes, no = xp.log(input), xp.log1p(-input)  # type: ignore[operator]
+    out = target * xp.maximum(yes, -100)
+    out += (1 - target) * xp.maximum(no, -100)  # type: ignore[operator]
+    return xp.negative(out)
+
+
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return -target·log(input) - (1 - target)·log(1 - input) for probabilities ``input``.
+
+    Raises:
+        ArgumentError: the shapes differ.
+        ShapeError: an input is no probability.
+    """
+    reduction = reduction_of("binary_cross_entropy", reduction, size_average, reduce)
+    _demand_same("binary_cross_entropy", input, target)
+    x = input.array
+    if x.size and not ((x >= 0) & (x <= 1)).all():
+        raise ShapeError(
+            f"{signature('binary_cross_entropy', {'input': input, 'target': target}, {})}: all "
+            "elements of input should be between 0 and 1; for logits use "
+            "binary_cross_entropy_with_logits"
+        )
+    loss = bernoulli_surprise(input, target)
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+def _demand_same(name: str, input: Tensor, target: Tensor) -> None:
+    if input.array.shape != target.array.shape:
+        raise ArgumentError(
+            f"{signature(name, {'input': input, 'target': target}, {})}: Target size "
+            f"({list(target.shape)}) must be the same as input size ({list(input.shape)})"
+        )
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Return ``binary_cross_entropy`` of sigmoid(input), without its overflow.
+
+    Args:
+        pos_weight: factor of the term with ``target``; broadcasts to input.
+    """
+    name = "binary_cross_entropy_with_logits"
+    reduction = reduction_of(name, reduction, size_average, reduce)
+    _demand_same(name, input, target)
+    surprise = logsigmoid(input)
+    if pos_weight is not None:
+        surprise = surprise * ((pos_weight - 1) * target + 1)
+    loss = (1 - target) * input - surprise
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+# ---------------------------------------------------------------------- regression
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return (input - target)²."""
+    reduction = reduction_of("mse_loss", reduction, size_average, reduce)
+    input, target = _same_size("mse_loss", input, target)
+    error = input - target
+    return _weighted(error * error, weight, reduction)
+
+
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return |input - target|."""
+    reduction = reduction_of("l1_loss", reduction, size_average, reduce)
+    input, target = _same_size("l1_loss", input, target)
+    return _weighted(abs_(input - target), weight, reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
+    """Return e² / (2·beta) where e = |input - target| is below beta, else e - beta / 2."""
+    if beta < 0:
+        raise ShapeError(f"smooth_l1_loss(beta={beta}): does not support negative values for beta")
+    if beta == 0:
+        return l1_loss(input, target, size_average, reduce, reduction)
+    reduction = reduction_of("smooth_l1_loss", reduction, size_average, reduce)
+    input, target = _same_size("smooth_l1_loss", input, target)
+    return reduced(_huber(input - target, beta) / beta, reduction)
+
+
+def _huber(error: Tensor, delta: float) -> Tensor:
+    size = abs_(error)
+    return where(size < delta, error * error * 0.5, (size - 0.5 * delta) * delta)
+
+
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return e² / 2 where e = |input - target| is below delta, else delta·(e - delta / 2)."""
+    if delta <= 0:
+        raise ShapeError(f"huber_loss(delta={delta}): does not support non-positive values")
+    reduction = reduction_of("huber_loss", reduction, None, None)
+    input, target = _same_size("huber_loss", input, target)
+    return _weighted(_huber(input - target, delta), weight, reduction)
+
+
+# ---------------------------------------------------------------------- likelihoods
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> Tensor:
+    """Return target·(log(target) - input), where ``input`` holds log-probabilities.
+
+    Args:
+        reduction: also "batchmean": the sum divided by the length of the first dimension, which is
+            the divergence by definition.
+        log_target: ``target`` holds logarithms too.
+    """
+    batchmean = reduction == "batchmean"
+    reduction = reduction_of("kl_div", "sum" if batchmean else reduction, size_average, reduce)
+    if log_target:
+        loss = exp(target) * (target - input)
+    else:
+        positive_ = target > 0  # type: ignore[operator]
+        loss = target * log(where(positive_, target, 1.0)) - target * input
+    loss = reduced(loss, reduction)
+    return loss / input.array.shape[0] if batchmean and input.ndim else loss
+
+
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return (log(var) + (input - target)² / var) / 2, of normal distributions.
+
+    Args:
+        var: the variances: one for each input, or for each row of it; at least ``eps`` is used.
+        full: add the constant log(2π) / 2.
+    """
+    reduction = reduction_of("gaussian_nll_loss", reduction, None, None)
+    if not isinstance(var, Tensor):
+        var = wrap(array_namespace(input.array).full_like(input.array, var))
+    name = signature("gaussian_nll_loss", {"input": input, "target": target, "var": var}, {})
+    if (var.array < 0).any():
+        raise ArgumentError(f"{name}: var has negative entry/entries")
+    shape, of = input.array.shape, var.array.shape
+    if shape != of and shape[:-1] == of:
+        var = unsqueeze(var, -1)
+    elif shape != of and (
+        len(shape) != len(of) or sum(b for a, b in zip(shape, of, strict=True) if a != b) != 1
+    ):
+        raise ArgumentError(f"{name}: var is of incorrect size")
+    # As in PyTorch, the limit does not stop the gradient.
+    var = var + wrap(array_namespace(var.array).maximum(eps - var.array, 0))
+    error = input - target
+    loss = 0.5 * (log(var) + error * error / var)
+    return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+
+
+def poisson_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: bool | None = None,
+    eps: float = 1e-8,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return rate - target·log(rate), of Poisson distributions; ``input`` is log(rate) or rate.
+
+    Args:
+        full: add Stirling's approximation of log(target!) where target > 1.
+        eps: added to the rate under the logarithm.
+    """
+    reduction = reduction_of("poisson_nll_loss", reduction, size_average, reduce)
+    loss = exp(input) - target * input if log_input else input - target * log(input + eps)
+    if full:
+        above = target > 1  # type: ignore[operator]
+        t = where(above, target, 1.0)
+        stirling = t * log(t) - t + 0.5 * log(2 * math.pi * t)
+        loss = loss + where(above, stirling, 0.0)
+    return reduced(loss, reduction)

@@ -1,1 +1,227 @@
-"""Methods of Tensor that are plain functions of operations."""
+"""Conversions of tensors to other types and devices, as methods of Tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.samples import unary
+from distgrad.backend import device as devices
+from distgrad.backend import dtype as dtypes
+from distgrad.errors import ArgumentTypeError
+from distgrad.ops.shape import clone, to_dtype
+from distgrad.tensor import Tensor
+from distgrad.typing import Array, Namespace
+
+__all__ = ["is_same_size"]
+
+
+@op("linear", samples=unary(), method=False, node="ToCopyBackward0", reference="clone",
+    d_input=lambda F, g, input: F.to_device(g, _device_of(input)))  # fmt: skip
+def to_device(xp: Namespace, input: Tensor, device: devices.device = devices.CPU) -> Array:
+    """Return a copy on another device."""
+    return xp.array(devices.to_device(input, device), copy=True)
+
+
+def _device_of(x: Any) -> devices.device:
+    return devices.device_of(x.array if isinstance(x, Tensor) else x)
+
+
+def to(
+    self: Tensor,
+    *target: Any,
+    dtype: Any = None,
+    device: Any = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
+    """Return this tensor in another dtype or on another device; itself when it is so already.
+
+    Args:
+        target: a dtype, a device (and a dtype), or a tensor whose dtype and device to take;
+            then ``non_blocking`` and ``copy``.
+        dtype: the dtype.
+        device: the device.
+        non_blocking: has no effect.
+        copy: copy even when nothing changes.
+        memory_format: has no effect.
+
+    Example:
+        >>> import distgrad as dg
+        >>> dg.tensor([1, 2]).to(dg.float64)
+        tensor([1., 2.], dtype=distgrad.float64)
+    """
+    try:
+        if target:
+            device, dtype, flags = _read(target, device, dtype)
+            copy = flags[1] if len(flags) > 1 else copy
+        kind = self.array.dtype if dtype is None else dtypes.as_numpy(dtype)
+        place = self.device if device is None else devices.device(device)
+    except Exception as error:
+        recover("to", error, {"input": self}, {"target": target})
+    out = converted(self, kind)
+    if device is not None and place != self.device:
+        out = to_device(out, place)
+    return clone(out) if copy and out is self else out
+
+
+def _read(target: tuple[Any, ...], device: Any, dtype: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Return the device, the dtype and what stands after them."""
+    first, *rest = target
+    if isinstance(first, Tensor):
+        return first.device, first.array.dtype, tuple(rest)
+    if first is None or isinstance(first, str | int | devices.device):
+        if rest and not isinstance(rest[0], bool):
+            return first, rest[0], tuple(rest[1:])
+        return first, dtype, tuple(rest)
+    if isinstance(first, dtypes.dtype | numpy.dtype | type):
+        return device, first, tuple(rest)
+    raise ArgumentTypeError(
+        f"to() takes a dtype, a device or a tensor, not {type(first).__name__}; "
+        "for example .to(distgrad.float32) or .to('cuda')"
+    )
+
+
+def converted(tensor: Tensor, kind: numpy.dtype[Any]) -> Tensor:
+    """Return the tensor in a NumPy dtype: itself when it has it, no gradient through integers."""
+    if tensor.array.dtype == kind:
+        return tensor
+    if tensor.requires_grad and kind.kind in "iub":
+        tensor = tensor.detach()
+    return to_dtype(tensor, kind)
+
+
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """Return this tensor in the dtype, and on the device, of ``other``."""
+    return to(self, other)
+
+
+_TYPE_NAMES = {
+    "float16": "HalfTensor", "bfloat16": "BFloat16Tensor", "float32": "FloatTensor",
+    "float64": "DoubleTensor", "int8": "CharTensor", "int16": "ShortTensor", "int32": "IntTensor",
+    "int64": "LongTensor", "uint8": "ByteTensor", "bool": "BoolTensor",
+    "complex64": "ComplexFloatTensor", "complex128": "ComplexDoubleTensor",
+}  # fmt: skip
+_TYPES = {name: kind for kind, name in _TYPE_NAMES.items()}
+
+
+def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    """Return the name of this tensor's type, or the tensor in ``dtype``."""
+    place = "cuda." if self.is_cuda else ""
+    if dtype is None:
+        name = self.dtype.name
+        return f"{dtypes.MODULE_PREFIX}.{place}{_TYPE_NAMES.get(name, name)}"
+    if isinstance(dtype, str):
+        dtype = _TYPES.get(dtype.rpartition(".")[2], dtype)
+    return to(self, dtype=dtype)
+
+
+# ---------------------------------------------------------------------- one method per dtype
+def double(self: Tensor) -> Tensor:
+    """Return this tensor in float64."""
+    return converted(self, dtypes.float64.numpy)
+
+
+def float_(self: Tensor) -> Tensor:
+    """Return this tensor in float32."""
+    return converted(self, dtypes.float32.numpy)
+
+
+def half(self: Tensor) -> Tensor:
+    """Return this tensor in float16."""
+    return converted(self, dtypes.float16.numpy)
+
+
+def bfloat16(self: Tensor) -> Tensor:
+    """Return this tensor in bfloat16."""
+    return converted(self, dtypes.bfloat16.numpy)
+
+
+def long(self: Tensor) -> Tensor:
+    """Return this tensor in int64, rounded towards zero."""
+    return converted(self, dtypes.int64.numpy)
+
+
+def int_(self: Tensor) -> Tensor:
+    """Return this tensor in int32, rounded towards zero."""
+    return converted(self, dtypes.int32.numpy)
+
+
+def short(self: Tensor) -> Tensor:
+    """Return this tensor in int16, rounded towards zero."""
+    return converted(self, dtypes.int16.numpy)
+
+
+def char(self: Tensor) -> Tensor:
+    """Return this tensor in int8, rounded towards zero."""
+    return converted(self, dtypes.int8.numpy)
+
+
+def byte(self: Tensor) -> Tensor:
+    """Return this tensor in uint8, rounded towards zero."""
+    return converted(self, dtypes.uint8.numpy)
+
+
+def bool_(self: Tensor) -> Tensor:
+    """Return True where this tensor is not zero."""
+    return converted(self, dtypes.bool_.numpy)
+
+
+def cfloat(self: Tensor) -> Tensor:
+    """Return this tensor in complex64."""
+    return converted(self, dtypes.complex64.numpy)
+
+
+def cdouble(self: Tensor) -> Tensor:
+    """Return this tensor in complex128."""
+    return converted(self, dtypes.complex128.numpy)
+
+
+# ---------------------------------------------------------------------- devices and comparisons
+def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
+    """Return this tensor in host memory; itself when it is there."""
+    return to(self, device="cpu")
+
+
+def cuda(
+    self: Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = None
+) -> Tensor:
+    """Return this tensor on a GPU; itself when it is there."""
+    return to(self, device="cuda" if device is None else device)
+
+
+def is_same_size(input: Tensor, other: Tensor) -> bool:
+    """Return True when both tensors have the same shape."""
+    return bool(input.array.shape == other.array.shape)
+
+
+def get_device(self: Tensor) -> int:
+    """Return the number of this tensor's GPU, -1 in host memory."""
+    index = self.device.index
+    return -1 if not self.is_cuda or index is None else index
+
+
+def is_signed(self: Tensor) -> bool:
+    """Return True when the dtype has negative numbers."""
+    return self.dtype.is_signed
+
+
+def detach_(self: Tensor) -> Tensor:
+    """Cut this tensor off from its history, in place, and return it."""
+    self._node, self.requires_grad = None, False
+    return self
+
+
+for _function in (
+    bfloat16, byte, cdouble, cfloat, char, cpu, cuda, detach_, double, get_device, half,
+    is_same_size, is_signed, long, short, to, type_as,
+):  # fmt: skip
+    as_method(_function)
+del _function
+as_method(bool_, "bool")
+as_method(float_, "float")
+as_method(int_, "int")
+as_method(type_, "type")

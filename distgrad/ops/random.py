@@ -1,1 +1,5 @@
-"""Random tensors and operations."""
+"""Random tensors and dropout."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -2,27 +2,836 @@
 
 from __future__ import annotations
 
-from distgrad.autograd.declare import op
-from distgrad.autograd.samples import reductions
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from distgrad.autograd.declare import as_method, op
+from distgrad.autograd.samples import (
+    Sample,
+    along,
+    apart,
+    booleans,
+    case,
+    distinct,
+    given,
+    integers,
+    positive,
+    real,
+    reductions,
+)
+from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
+from distgrad.ops.compare import isnan, logical_not, maximum, minimum
+from distgrad.ops.shape import dtype_of, wrap_dim
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Dim, Namespace, Shape
+
+__all__ = [
+    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "logsumexp",
+    "max", "mean", "median", "min", "nanmean", "nanmedian", "nansum", "norm", "prod", "std",
+    "std_mean", "sum", "var", "var_mean",
+]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- dimensions
+def axes(dim: Dim, ndim: int) -> tuple[int, ...] | None:
+    """Return the dimensions that ``dim`` names, counted from the front; None means all."""
+    if dim is None:
+        return None
+    if isinstance(dim, int):
+        dims: tuple[int, ...] = (wrap_dim(dim, ndim),)
+    else:
+        dims = tuple(wrap_dim(d, ndim) for d in dim)
+        if len(set(dims)) < len(dims):
+            twice = next(d for d in dims if dims.count(d) > 1)
+            raise ShapeError(
+                f"dim {twice} appears multiple times in the list of dims; name it once"
+            )
+    return dims if ndim and dims else None
 
 
 def kept_shape(shape: Shape, dim: Dim) -> Shape:
     """Return ``shape`` with 1 in the reduced dimensions."""
-    if dim is None:
-        return (1,) * len(shape)
-    dims = {d % len(shape) for d in ((dim,) if isinstance(dim, int) else dim)} if shape else set()
-    return tuple(1 if i in dims else n for i, n in enumerate(shape))
+    dims = axes(dim, len(shape))
+    return tuple(1 if dims is None or i in dims else n for i, n in enumerate(shape))
+
+
+def reduced_count(shape: Shape, dim: Dim) -> int:
+    """Return how many elements go into each result."""
+    dims = axes(dim, len(shape))
+    return math.prod(shape if dims is None else [shape[d] for d in dims])
+
+
+def kept(F: Any, x: Any, shape: Shape, dim: Dim, keepdim: bool) -> Any:
+    """Return a result (or its gradient) with its reduced dimensions put back as 1."""
+    return x if keepdim else F.reshape(x, kept_shape(shape, dim))
+
+
+def is_narrow(array: Any) -> bool:
+    """Return True for float16 and bfloat16, whose sums are made in float32."""
+    return bool(array.dtype.itemsize == 2 and array.dtype.kind in "fV")
+
+
+def total(xp: Namespace, x: Array, dims: Any, keepdim: bool, kind: Any = None) -> Array:
+    """Return the sum of an array: of integers in int64 (or ``kind``), of halves in float32."""
+    if is_narrow(x):
+        return xp.add.reduce(x, dims, xp.float32, None, keepdim).astype(x.dtype)
+    if kind is None and x.dtype.kind in "biu":
+        kind = xp.int64
+    return xp.add.reduce(x, dims, kind, None, keepdim)
+
+
+def _float_only(name: str, input: Any) -> None:
+    if input.dtype.kind in "biu":
+        raise DtypeError(
+            f"{name}(): could not infer output dtype. Input dtype must be either a floating point "
+            f"or complex dtype. Got: {input.dtype}; pass dtype= or convert with .float()"
+        )
+
+
+def _not_empty(name: str, input: Any, dims: tuple[int, ...] | None) -> None:
+    if 0 not in input.shape:
+        return
+    if dims is None:
+        raise ShapeError(
+            f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+            "reduction dim with the 'dim' argument."
+        )
+    for d in dims:
+        if not input.shape[d]:
+            raise IndexOutOfRange(f"{name}(): Expected reduction dim {d} to have non-zero size.")
+
+
+# ---------------------------------------------------------------------- sums
+@op(
+    "linear",
+    samples=[*reductions(), case(real(0, 3), dim=0), case(real(2, 3), dim=[]),
+             case(real(), dim=-1), case(real(2, 3), dim=[1], keepdim=True)],
+    casts=True,
+    d_input=lambda F, g, input_shape, dim, keepdim: F.expand(
+        kept(F, g, input_shape, dim, keepdim), input_shape
+    ),
+)  # fmt: skip
+def sum(
+    xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None
+) -> Array:
+    """Return the sum over ``dim`` (all dimensions by default); of integers and bools in int64.
+
+    Args:
+        dim: one dimension or several; None or none at all means all of them.
+        keepdim: keep the reduced dimensions as 1.
+        dtype: convert ``input`` first.
+
+    Example:
+        >>> import distgrad as dg
+        >>> dg.ones(2, 3).sum(dim=1)
+        tensor([3., 3.])
+    """
+    return total(xp, input, axes(dim, input.ndim), keepdim, dtype and input.dtype)
 
 
 @op(
     "linear",
-    samples=reductions(),
+    samples=[*reductions(), case(real(2, 3), dim=[])],
+    casts=True,
     d_input=lambda F, g, input_shape, dim, keepdim: F.expand(
-        g if keepdim or dim is None else F.reshape(g, kept_shape(input_shape, dim)), input_shape
+        kept(F, g / reduced_count(input_shape, dim), input_shape, dim, keepdim), input_shape
     ),
 )
-def sum(xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False) -> Array:
-    """Return the sum over ``dim`` (all dimensions by default)."""
-    return xp.add.reduce(input, axis=dim if not isinstance(dim, list) else tuple(dim), keepdims=keepdim)
+def mean(
+    xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None
+) -> Array:
+    """Return the mean over ``dim`` (all dimensions by default); of no elements it is nan.
+
+    Raises:
+        DtypeError: ``input`` is not floating point and ``dtype`` is None.
+    """
+    _float_only("mean", input)
+    return _mean(xp, input, axes(dim, input.ndim), keepdim)
+
+
+def _mean(xp: Namespace, x: Array, dims: tuple[int, ...] | None, keepdim: bool) -> Array:
+    count = reduced_count(x.shape, dims)
+    if is_narrow(x):
+        wide = xp.add.reduce(x, dims, xp.float32, None, keepdim)
+        return xp.divide(wide, xp.float32(count)).astype(x.dtype)
+    return xp.divide(xp.add.reduce(x, dims, None, None, keepdim), x.dtype.type(count))
+
+
+@op(
+    samples=[*reductions(), case(given([[1.0, float("nan")], [2.0, -1.0]]), dim=0)],
+    casts=True,
+    d_input=lambda F, g, input, dim, keepdim: F.where(
+        F.isnan(input), 0.0, kept(F, g, input.shape, dim, keepdim)
+    ),
+)
+def nansum(
+    xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None
+) -> Array:
+    """Return the sum over ``dim`` of all that is not nan."""
+    floating = input.dtype.kind not in "biu"  # type: ignore[attr-defined]
+    x = xp.where(xp.isnan(input), xp.zeros((), input.dtype), input) if floating else input
+    return total(xp, x, axes(dim, input.ndim), keepdim, dtype and input.dtype)
+
+
+def nanmean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Return the mean over ``dim`` of all that is not nan."""
+    if dtype is None and input.array.dtype.kind in "biu":
+        raise DtypeError(
+            f"nanmean({input._brief()}): expected input to have floating point or complex dtype; "
+            "pass dtype= or convert with .float()"
+        )
+    there = sum(logical_not(isnan(input)), dim, keepdim)
+    mean_: Tensor = nansum(input, dim, keepdim, dtype=dtype) / there  # type: ignore[operator]
+    return mean_
+
+
+@op(
+    samples=[case(integers(2, 3, 4)), case(integers(2, 3, 4), dim=(0, 1)), case(booleans(3), dim=0)]
+)
+def count_nonzero(xp: Namespace, input: Tensor, dim: Dim = None) -> Array:
+    """Return how many elements are not zero, over ``dim`` (all dimensions by default)."""
+    return xp.add.reduce(xp.not_equal(input, 0), axes(dim, input.ndim), xp.int64)
+
+
+# ---------------------------------------------------------------------- products
+@op(
+    samples=[case(real(3, 4)), case(real(3, 4), dim=1), case(real(2, 3, 2), dim=-2, keepdim=True),
+             case(real()), case(given([[0.0, 2.0, 3.0], [0.5, 0.0, 0.0]]), dim=1),
+             case(given([2.0, 0.0, 1.5])), case(real(0, 3), dim=0), case(real(1, 3), dim=0)],
+    casts=True,
+    d_input=lambda F, g, input, out, dim, keepdim: _prod_rule(F, g, input, out, dim, keepdim),
+)  # fmt: skip
+def prod(
+    xp: Namespace,
+    input: Tensor,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Array:
+    """Return the product over ``dim`` (all dimensions by default); of integers in int64."""
+    if dim is not None and not isinstance(dim, int):
+        raise ArgumentTypeError(f"prod() takes one dimension, not dim={dim!r}")
+    kind = xp.int64 if input.dtype.kind in "biu" and dtype is None else None  # type: ignore[attr-defined]
+    dims = axes(dim, input.ndim)
+    if is_narrow(input):
+        return xp.multiply.reduce(input, dims, xp.float32, None, keepdim).astype(input.dtype)
+    return xp.multiply.reduce(input, dims, kind, None, keepdim)
+
+
+def _prod_rule(F: Any, g: Any, input: Any, out: Any, dim: int | None, keepdim: bool) -> Any:
+    """Return ``g`` times the product of all other elements, which a zero does not hide."""
+    shape = input.shape
+    g, out = kept(F, g, shape, dim, keepdim), kept(F, out, shape, dim, keepdim)
+    if not has_zero(input):
+        return g * out / input
+    if dim is None:
+        x, d = F.reshape(input, (math.prod(shape),)), 0
+    else:
+        x, d = input, dim % len(shape)
+    after = F.flip(product_before(F, F.flip(x, (d,)), d), (d,))
+    return g * F.reshape(product_before(F, x, d) * after, shape)
+
+
+def has_zero(x: Any) -> bool:
+    """Return True when a tensor or array holds a zero."""
+    array = x.array if isinstance(x, Tensor) else x
+    return bool((array == 0).any())
+
+
+def product_before(F: Any, x: Any, dim: int) -> Any:
+    """Return for each element the product of those before it along ``dim``."""
+    one = F.narrow(x, dim, 0, 1)
+    rest = F.narrow(x, dim, 0, x.shape[dim] - 1)
+    return F.cumprod(F.cat([F.where(one == one, 1.0, one), rest], dim), dim)
+
+
+# ---------------------------------------------------------------------- variance
+_SPREADS: list[Sample] = [
+    *reductions()[:-1],
+    case(real(3, 4), dim=1, correction=0),
+    case(real(3, 4), correction=2, keepdim=True),
+]
+
+
+def _freedom(shape: Shape, dim: Dim, correction: float) -> float:
+    freedom = reduced_count(shape, dim) - correction
+    return freedom if freedom > 0 else 0.0
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.inf
+
+
+@op(
+    samples=_SPREADS,
+    method=False,
+    d_input=lambda F, g, input, dim, correction, keepdim: (
+        kept(F, g, input.shape, dim, keepdim)
+        * _ratio(2.0, _freedom(input.shape, dim, correction))
+        * (input - F.mean(input, dim, True))
+    ),
+)
+def var(
+    xp: Namespace, input: Tensor, dim: Dim = None, correction: float = 1, keepdim: bool = False
+) -> Array:
+    """Return the variance over ``dim``."""
+    return _variance(xp, "var", input, dim, correction, keepdim).astype(_real_kind(input))
+
+
+@op(
+    samples=_SPREADS,
+    method=False,
+    d_input=lambda F, g, input, out, dim, correction, keepdim: (
+        kept(F, F.where(out == 0, 0.0, g / out), input.shape, dim, keepdim)
+        * _ratio(1.0, _freedom(input.shape, dim, correction))
+        * (input - F.mean(input, dim, True))
+    ),
+)
+def std(
+    xp: Namespace, input: Tensor, dim: Dim = None, correction: float = 1, keepdim: bool = False
+) -> Array:
+    """Return the standard deviation over ``dim``."""
+    variance = _variance(xp, "std", input, dim, correction, keepdim)
+    return xp.sqrt(variance).astype(_real_kind(input))
+
+
+def _real_kind(input: Any) -> Any:
+    return input.real.dtype if input.dtype.kind == "c" else input.dtype
+
+
+def _variance(
+    xp: Namespace, name: str, input: Any, dim: Dim, correction: float, keepdim: bool
+) -> Array:
+    if input.dtype.kind in "biu":
+        raise DtypeError(
+            "std and var only support floating point and complex dtypes; convert with .float()"
+        )
+    x = input.astype(xp.float32) if is_narrow(input) else input
+    dims = axes(dim, input.ndim)
+    apart_ = xp.subtract(x, _mean(xp, x, dims, True))
+    square = xp.abs(apart_) ** 2 if x.dtype.kind == "c" else xp.multiply(apart_, apart_)
+    freedom = _freedom(input.shape, dim, correction)
+    if not freedom:
+        warnings.warn(
+            f"{name}(): degrees of freedom is <= 0. Correction should be strictly less than the "
+            "reduction factor (input numel divided by output numel).",
+            stacklevel=5,
+        )
+    return xp.divide(total(xp, square, dims, keepdim), square.dtype.type(freedom))
+
+
+_var_op, _std_op = var, std
+
+
+def _spread_options(dim: Any, unbiased: bool | None, correction: float | None) -> tuple[Dim, float]:
+    """Return dim and correction from the forms ``(unbiased)``, ``(dim, unbiased)`` and keywords."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    elif unbiased is not None:
+        raise ArgumentTypeError("unbiased and correction say the same; pass correction alone")
+    return dim, correction
+
+
+def var(  # type: ignore[no-redef]
+    input: Tensor,
+    dim: Dim = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
+    """Return the variance over ``dim`` (all dimensions by default).
+
+    Args:
+        correction: what is taken from the number of elements in the divisor: 1 by default.
+        unbiased: False means ``correction=0``; also accepted in place of ``dim``.
+    """
+    return _var_op(input, *_spread_options(dim, unbiased, correction), keepdim)
+
+
+def std(  # type: ignore[no-redef]
+    input: Tensor,
+    dim: Dim = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
+    """Return the standard deviation over ``dim``; arguments as for ``var``.
+
+    Gradient: zero where the deviation is zero.
+    """
+    return _std_op(input, *_spread_options(dim, unbiased, correction), keepdim)
+
+
+def var_mean(
+    input: Tensor,
+    dim: Dim = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return variance and mean over ``dim``; arguments as for ``var``."""
+    dims, correction = _spread_options(dim, unbiased, correction)
+    return _var_op(input, dims, correction, keepdim), mean(input, dims, keepdim)
+
+
+def std_mean(
+    input: Tensor,
+    dim: Dim = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return standard deviation and mean over ``dim``; arguments as for ``var``."""
+    dims, correction = _spread_options(dim, unbiased, correction)
+    return _std_op(input, dims, correction, keepdim), mean(input, dims, keepdim)
+
+
+# ---------------------------------------------------------------------- extremes
+def shared_among_ties(F: Any, g: Any, input: Any, out: Any, dim: Dim, keepdim: bool) -> Any:
+    """Return the gradient of an extreme, in equal parts for all elements that attain it."""
+    at = F.to_dtype(input == kept(F, out, input.shape, dim, keepdim), dtype_of(g))
+    share = at / F.sum(at, dim, True)
+    return kept(F, g, input.shape, dim, keepdim) * share
+
+
+@op(
+    samples=[*reductions(distinct), case(integers(9, 3, 4), dim=1)],
+    d_input=lambda F, g, input, out, dim, keepdim: shared_among_ties(
+        F, g, input, out, dim, keepdim
+    ),
+)
+def amax(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> Array:
+    """Return the largest elements over ``dim`` (all dimensions by default); nan wins.
+
+    Gradient: equal parts to all elements that attain the maximum.
+    """
+    dims = axes(dim, input.ndim)
+    _not_empty("amax", input, dims)
+    return xp.max(input, axis=dims, keepdims=keepdim)
+
+
+@op(
+    samples=[*reductions(distinct), case(integers(9, 3, 4), dim=1)],
+    d_input=lambda F, g, input, out, dim, keepdim: shared_among_ties(
+        F, g, input, out, dim, keepdim
+    ),
+)
+def amin(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> Array:
+    """Return the smallest elements over ``dim`` (all dimensions by default); nan wins.
+
+    Gradient: equal parts to all elements that attain the minimum.
+    """
+    dims = axes(dim, input.ndim)
+    _not_empty("amin", input, dims)
+    return xp.min(input, axis=dims, keepdims=keepdim)
+
+
+class aminmax_result(NamedTuple):
+    """What ``aminmax`` returns."""
+
+    min: Tensor
+    max: Tensor
+
+
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> aminmax_result:
+    """Return the smallest and the largest elements, as a named tuple ``(min, max)``."""
+    dims: Dim = () if dim is None else dim
+    return aminmax_result(amin(input, dims, keepdim), amax(input, dims, keepdim))
+
+
+@op(
+    "linear",
+    samples=[case(real(3), integers(4, 3), size=(3, 4), dim=1),
+             case(real(2, 1, 4), integers(3, 2, 1, 4), size=(2, 3, 4), dim=-2, keepdim=True),
+             case(real(), integers(1), size=(), dim=0)],
+    method=False,
+    reference="none",
+    d_grad=lambda F, g, indices, dim, grad_shape: _selected(F, g, indices, dim, grad_shape),
+)  # fmt: skip
+def value_selecting_reduction_backward(
+    xp: Namespace, grad: Tensor, indices: Tensor, size: Shape, dim: int, keepdim: bool = False
+) -> Array:
+    """Return zeros of ``size`` with ``grad`` added at ``indices`` along ``dim``."""
+    if not size:
+        return xp.array(grad, copy=True)
+    d = dim % len(size)
+    if not keepdim:
+        grad, indices = xp.expand_dims(grad, d), xp.expand_dims(indices, d)
+    out = xp.zeros(size, grad.dtype)
+    xp.scatter_add(out, d, indices, grad)
+    return out
+
+
+def _selected(F: Any, g: Any, indices: Any, dim: int, shape: Shape) -> Any:
+    if not g.ndim:
+        return g
+    at = indices if indices.ndim == g.ndim else F.unsqueeze(indices, dim % g.ndim)
+    return F.reshape(F.gather(g, dim, at), shape)
+
+
+def _extreme(xp: Namespace, search: Any, name: str, input: Any, dim: int, keepdim: bool) -> Any:
+    """Return the elements that ``search`` (argmax or argmin) finds along ``dim``, and where."""
+    if not input.ndim:
+        wrap_dim(dim, 0)
+        return xp.array(input, copy=True), xp.zeros((), xp.int64)
+    d = wrap_dim(dim, input.ndim)
+    _not_empty(name, input, (d,))
+    at = xp.expand_dims(search(input, axis=d), d)
+    values = xp.take_along_axis(input, at, d)
+    return (values, at) if keepdim else (values.squeeze(d), at.squeeze(d))
+
+
+@op(
+    samples=[*along(distinct), case(distinct(2, 3), dim=1, keepdim=True),
+             case(integers(9, 3, 4), dim=0)],
+    outputs=("values", "indices!"),
+    method=False,
+    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
+        g, indices, input_shape, dim, keepdim
+    ),
+)  # fmt: skip
+def max(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """Return the largest elements along ``dim`` and their indices."""
+    values, at = _extreme(xp, xp.argmax, "max", input, dim, keepdim)
+    return values, at
+
+
+@op(
+    samples=[*along(distinct), case(distinct(2, 3), dim=1, keepdim=True),
+             case(integers(9, 3, 4), dim=0)],
+    outputs=("values", "indices!"),
+    method=False,
+    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
+        g, indices, input_shape, dim, keepdim
+    ),
+)  # fmt: skip
+def min(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """Return the smallest elements along ``dim`` and their indices."""
+    values, at = _extreme(xp, xp.argmin, "min", input, dim, keepdim)
+    return values, at
+
+
+_max_op, _min_op = max, min
+
+
+def max(  # type: ignore[no-redef]
+    input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False
+) -> Any:
+    """Return the largest element; along ``dim`` a named tuple ``(values, indices)``.
+
+    With a tensor as second argument, return the larger element of each pair, as ``maximum``.
+
+    Gradient: to the one element that ``indices`` names; without ``dim`` in equal parts to all that
+    attain the maximum.
+
+    Example:
+        >>> import distgrad as dg
+        >>> dg.tensor([[1., 5.], [4., 2.]]).max(dim=1).indices
+        tensor([1, 0])
+    """
+    if isinstance(dim, Tensor):
+        return maximum(input, dim)
+    if dim is None:
+        _not_empty("max", input.array, None)
+        return amax(input)
+    _one_dimension("max", dim)
+    return _max_op(input, dim, keepdim)
+
+
+def min(  # type: ignore[no-redef]
+    input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False
+) -> Any:
+    """Return the smallest element; along ``dim`` a named tuple ``(values, indices)``.
+
+    With a tensor as second argument, return the smaller element of each pair, as ``minimum``.
+    Gradient as for ``max``.
+    """
+    if isinstance(dim, Tensor):
+        return minimum(input, dim)
+    if dim is None:
+        _not_empty("min", input.array, None)
+        return amin(input)
+    _one_dimension("min", dim)
+    return _min_op(input, dim, keepdim)
+
+
+def _one_dimension(name: str, dim: object) -> None:
+    if not isinstance(dim, int):
+        raise ArgumentTypeError(
+            f"{name}(dim={dim!r}): takes one dimension or another tensor; use a{name} for several"
+        )
+
+
+def _place(xp: Namespace, search: Any, name: str, input: Any, dim: Any, keepdim: bool) -> Array:
+    if input.dtype == bool:
+        raise DtypeError(f"{name}(): does not support bool input; convert with .int()")
+    if not input.size and dim is None:
+        raise IndexOutOfRange(
+            f"{name}(): Expected reduction dim to be specified for input.numel() == 0."
+        )
+    if dim is None or not input.ndim:
+        wrap_dim(dim or 0, input.ndim)
+        at = xp.asarray(search(input))
+        return at.reshape((1,) * input.ndim if keepdim else ())
+    d = wrap_dim(dim, input.ndim)
+    _not_empty(name, input, (d,))
+    at = search(input, axis=d)
+    return xp.expand_dims(at, d) if keepdim else at
+
+
+@op(samples=[*along(distinct), case(distinct(3, 4)), case(distinct(3, 4), dim=1, keepdim=True),
+             case(distinct(3, 4), keepdim=True)])  # fmt: skip
+def argmax(xp: Namespace, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Return the index of the first largest element: of all, or along ``dim``."""
+    return _place(xp, xp.argmax, "argmax", input, dim, keepdim)
+
+
+@op(samples=[*along(distinct), case(distinct(3, 4)), case(distinct(3, 4), dim=1, keepdim=True),
+             case(distinct(3, 4), keepdim=True)])  # fmt: skip
+def argmin(xp: Namespace, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Array:
+    """Return the index of the first smallest element: of all, or along ``dim``."""
+    return _place(xp, xp.argmin, "argmin", input, dim, keepdim)
+
+
+# ---------------------------------------------------------------------- medians
+def _median_place(xp: Namespace, x: Array, nan_wins: bool) -> Array:
+    """Return the index of the lower median along the last axis, kept as 1."""
+    order = xp.argsort(x, axis=-1)  # nan is last
+    if x.dtype.kind in "iu":
+        return order[..., (x.shape[-1] - 1) // 2, None]
+    nan = xp.isnan(x)
+    count = x.shape[-1] - xp.add.reduce(nan, -1, None, None, True)
+    at = xp.take_along_axis(order, xp.maximum(count - 1, 0) // 2, -1)
+    first_nan = xp.expand_dims(xp.argmax(nan, axis=-1), -1)
+    return xp.where((count < x.shape[-1]) & nan_wins, first_nan, at)
+
+
+def _median(xp: Namespace, input: Any, dim: int, keepdim: bool, nan_wins: bool) -> Any:
+    if input.dtype == bool:
+        raise DtypeError('"median" not implemented for bool; convert with .int()')
+    if not input.ndim:
+        wrap_dim(dim, 0)
+        return xp.array(input, copy=True), xp.zeros((), xp.int64)
+    d = wrap_dim(dim, input.ndim)
+    _not_empty("median", input, (d,))
+    last = xp.moveaxis(input, d, -1)
+    at = _median_place(xp, last, nan_wins)
+    values, at = (xp.moveaxis(a, -1, d) for a in (xp.take_along_axis(last, at, -1), at))
+    if keepdim:
+        return xp.array(values, copy=True), at
+    return values.squeeze(d), at.squeeze(d)
+
+
+@op(
+    samples=[*along(distinct), case(distinct(2, 5), dim=1, keepdim=True)],
+    outputs=("values", "indices!"),
+    method=False,
+    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
+        g, indices, input_shape, dim, keepdim
+    ),
+)
+def median(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """Return the lower medians along ``dim`` and their indices."""
+    values, at = _median(xp, input, dim, keepdim, True)
+    return values, at
+
+
+@op(
+    samples=[*along(distinct), case(given([[1.0, float("nan"), 3.0], [2.0, 5.0, 4.0]]), dim=1)],
+    outputs=("values", "indices!"),
+    method=False,
+    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
+        g, indices, input_shape, dim, keepdim
+    ),
+)
+def nanmedian(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """Return the lower medians along ``dim`` of all that is not nan, and their indices."""
+    values, at = _median(xp, input, dim, keepdim, False)
+    return values, at
+
+
+@op(
+    samples=[case(distinct(3, 4)), case(distinct()), case(distinct(5)), case(integers(9, 4))],
+    method=False,
+    node="MedianBackward1",
+    reference="median",
+    d_input=lambda F, g, input, out: shared_among_ties(F, g, input, out, None, False),
+)
+def median_all(xp: Namespace, input: Tensor, nan_wins: bool = True) -> Array:
+    """Return the lower median of all elements; of none it is nan."""
+    if not xp.size(input):
+        return xp.full((), xp.nan, input.dtype)
+    return _median(xp, xp.reshape(input, -1), 0, False, nan_wins)[0]
+
+
+_median_op, _nanmedian_op = median, nanmedian
+
+
+def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:  # type: ignore[no-redef]
+    """Return the median; along ``dim`` a named tuple ``(values, indices)``.
+
+    Of an even number of elements it is the lower of the two in the middle.  A nan makes it nan.
+    """
+    return median_all(input) if dim is None else _median_op(input, dim, keepdim)
+
+
+def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:  # type: ignore[no-redef]
+    """Return the median of all that is not nan; forms as for ``median``."""
+    return median_all(input, False) if dim is None else _nanmedian_op(input, dim, keepdim)
+
+
+# ---------------------------------------------------------------------- logic
+def _truth(xp: Namespace, reduce: Any, input: Any, dim: Dim, keepdim: bool) -> Array:
+    if dim is not None and not isinstance(dim, int) and not dim:
+        out = xp.not_equal(input, 0)  # an empty list of dimensions reduces nothing
+    else:
+        out = reduce(input, axis=axes(dim, input.ndim), keepdims=keepdim and input.ndim > 0)
+    return out.astype(xp.uint8) if input.dtype == xp.uint8 else out
+
+
+@op(samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
+             case(booleans(0, 2), dim=0), case(booleans(2, 3), dim=())])  # fmt: skip
+def all(xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False) -> Array:
+    """Return True where all elements over ``dim`` (all dimensions by default) are nonzero."""
+    return _truth(xp, xp.all, input, dim, keepdim)
+
+
+@op(samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
+             case(booleans(0, 2), dim=0)])  # fmt: skip
+def any(xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False) -> Array:
+    """Return True where an element over ``dim`` (all dimensions by default) is nonzero."""
+    return _truth(xp, xp.any, input, dim, keepdim)
+
+
+# ---------------------------------------------------------------------- exponentials and norms
+@op(
+    samples=[case(real(3, 4), dim=0), case(real(2, 3, 4), dim=(0, -1)), case(real(), dim=0),
+             case(real(2, 3), dim=1, keepdim=True)],
+    promote=("input",),
+    floats=True,
+    d_input=lambda F, g, input, out, dim, keepdim: kept(F, g, input.shape, dim, keepdim)
+    * F.exp(input - kept(F, out, input.shape, dim, keepdim)),
+)  # fmt: skip
+def logsumexp(
+    xp: Namespace, input: Tensor, dim: int | Sequence[int], keepdim: bool = False
+) -> Array:
+    """Return the logarithm of the sum of exponentials over ``dim``, without overflow."""
+    if not input.ndim:
+        wrap_dim(dim if isinstance(dim, int) else 0, 0)
+        return xp.array(input, copy=True)
+    return xp.logsumexp(input, axes(dim, input.ndim) or tuple(range(input.ndim)), keepdim)
+
+
+_NORMS = [
+    case(apart(3, 4), ord=p, dim=dim, keepdim=keepdim)
+    for p, dim, keepdim in (
+        (2, None, False), (2, 1, True), (1, (0, 1), False), (math.inf, 1, False), (0, 0, False),
+        (-math.inf, None, True), (3, -1, False), (1.5, None, False),
+    )
+] + [case(positive())]  # fmt: skip
+
+
+@op(
+    samples=_NORMS,
+    promote=("input",),
+    method=False,
+    casts=True,
+    node="LinalgVectorNormBackward0",
+    reference=lambda torch, x, **options: torch.linalg.vector_norm(x, **options),
+    d_input=lambda F, g, input, out, ord, dim, keepdim: _norm_rule(
+        F, kept(F, g, input.shape, dim, keepdim), input, out, ord, dim, keepdim
+    ),
+)
+def vector_norm(
+    xp: Namespace,
+    input: Tensor,
+    ord: float = 2,
+    dim: Dim = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Array:
+    """Return ``sum(|input| ** ord) ** (1 / ord)`` over ``dim`` (all dimensions by default).
+
+    Args:
+        ord: any number; inf and -inf mean the largest and smallest magnitude, 0 counts nonzeros.
+    """
+    if input.dtype.kind in "biu":  # type: ignore[attr-defined]
+        raise DtypeError(
+            f"vector_norm: Expected a floating point or complex tensor as input. Got {input.dtype}"
+        )
+    dims = axes(dim, input.ndim)
+    x = xp.astype(input, xp.float32) if is_narrow(input) else input
+    return xp.asarray(_norm(xp, x, ord, dims, keepdim)).astype(_real_kind(input))
+
+
+def _norm(xp: Namespace, x: Any, p: float, dims: tuple[int, ...] | None, keepdim: bool) -> Array:
+    if math.isinf(p):
+        _not_empty("vector_norm", x, dims)
+        return (xp.max if p > 0 else xp.min)(xp.abs(x), axis=dims, keepdims=keepdim)
+    if p == 2 and x.dtype.kind == "f":
+        return xp.sqrt(xp.add.reduce(xp.multiply(x, x), dims, None, None, keepdim))
+    size = xp.abs(x)
+    if p == 0:
+        size = xp.not_equal(size, 0).astype(size.dtype)
+    elif p != 1:
+        size = size**p
+    power = xp.add.reduce(size, dims, None, None, keepdim)
+    return power if p in (0, 1) else power ** (1.0 / p)
+
+
+def _norm_rule(F: Any, g: Any, x: Any, out: Any, p: float, dim: Dim, keepdim: bool) -> Any:
+    if p == 0:
+        return F.zero(x) * g
+    if math.isinf(p):
+        return F.sign(x) * shared_among_ties(F, g, F.abs(x), out, dim, keepdim)
+    out = kept(F, out, x.shape, dim, keepdim)
+    if p == 1:
+        return g * F.sign(x)
+    if p == 2:
+        return x * F.where(out == 0, 0.0, g / out)
+    scale = F.where(out == 0, 0.0, g * F.pow(out, 1.0 - p))
+    if p < 2:
+        return scale * F.sign(x) * F.where(x == 0, 0.0, F.pow(F.abs(x), p - 1.0))
+    return scale * x * F.pow(F.abs(x), p - 2.0)
+
+
+def norm(
+    input: Tensor,
+    p: float | str | None = "fro",
+    dim: Dim = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Tensor:
+    """Return the vector norm over ``dim`` (all dimensions by default).
+
+    Args:
+        p: a number as for ``linalg.vector_norm``; "fro" means 2.
+
+    Differs from PyTorch: the nuclear norm is ``linalg.matrix_norm(ord="nuc")``.
+    """
+    if p == "fro" or p is None:
+        p = 2
+    if isinstance(p, str):
+        raise ShapeError(
+            f"norm({input._brief()}, p={p!r}): unknown order; use a number, 'fro', or "
+            "linalg.matrix_norm"
+        )
+    return vector_norm(input, p, dim, keepdim, dtype=dtype)
+
+
+for _function in (
+    aminmax, max, median, min, nanmean, nanmedian, norm, std, var,
+):  # fmt: skip
+    as_method(_function)
+del _function

@@ -8,7 +8,7 @@ from typing import Any
 
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.samples import case, real, unary
-from distgrad.errors import ArgumentError, ArgumentTypeError, IndexOutOfRange, ShapeError
+from distgrad.errors import IndexOutOfRange, ShapeError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
@@ -218,7 +218,10 @@ def expand(xp: Namespace, input: Tensor, size: Shape) -> Array:
                 f"The expanded size of the tensor (-1) isn't allowed in a leading, non-existing "
                 f"dimension {list(size).index(-1)}"
             )
-        size = (*size[:lead], *(h if n == -1 else n for n, h in zip(size[lead:], have, strict=True)))
+        size = (
+            *size[:lead],
+            *(h if n == -1 else n for n, h in zip(size[lead:], have, strict=True)),
+        )
     for place, (n, h) in enumerate(zip(size[lead:], have, strict=True), lead):
         if n != h and h != 1:
             raise ShapeError(
@@ -383,8 +386,15 @@ def atleast_3d(*tensors: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- other orders of dimensions
-@op("linear", samples=[case(real(2, 3)), case(real(4, 2, 3))], view=True, method=False,
-    reference=lambda torch, x: x.mT, node="TransposeBackward0", d_input=lambda F, g: F.mT(g))  # fmt: skip
+@op(
+    "linear",
+    samples=[case(real(2, 3)), case(real(4, 2, 3))],
+    view=True,
+    method=False,
+    node="TransposeBackward0",
+    reference=lambda torch, x: x.mT,
+    d_input=lambda F, g: F.mT(g),
+)
 def mT(xp: Namespace, input: Tensor) -> Array:
     """Return the last two dimensions swapped."""
     if input.ndim < 2:
@@ -455,9 +465,7 @@ def swapdims(input: Tensor, dim0: int, dim1: int) -> Tensor:
     return transpose(input, dim0, dim1)
 
 
-def movedim(
-    input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]
-) -> Tensor:
+def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """Return a view with dimensions ``source`` moved to ``destination``."""
     ndim = input.array.ndim
     try:
@@ -508,9 +516,7 @@ def slice_view(xp: Namespace, input: Tensor, index: tuple[Any, ...]) -> Array:
     reference="none",
     d_grad=lambda F, g, index: F.slice_view(g, index),
 )
-def slice_backward(
-    xp: Namespace, grad: Tensor, input_size: Shape, index: tuple[Any, ...]
-) -> Array:
+def slice_backward(xp: Namespace, grad: Tensor, input_size: Shape, index: tuple[Any, ...]) -> Array:
     """Return zeros of ``input_size`` with ``grad`` written at ``index``."""
     out = xp.zeros(input_size, grad.dtype)
     out[index] = grad
@@ -519,7 +525,8 @@ def slice_backward(
 
 @op(
     "linear",
-    samples=[case(real(3, 4), dim=1, start=1, length=2), case(real(3, 4), dim=-2, start=0, length=3),
+    samples=[case(real(3, 4), dim=1, start=1, length=2),
+             case(real(3, 4), dim=-2, start=0, length=3),
              case(real(4), dim=0, start=-3, length=2)],
     view=True,
     d_input=lambda F, g, input_shape, dim, start: F.narrow_backward(g, input_shape, dim, start),
@@ -551,9 +558,7 @@ def narrow(xp: Namespace, input: Tensor, dim: int, start: int, length: int) -> A
     reference="none",
     d_input=lambda F, g, input_shape, dim, start: F.narrow(g, dim, start, input_shape[dim]),
 )
-def narrow_backward(
-    xp: Namespace, input: Tensor, input_size: Shape, dim: int, start: int
-) -> Array:
+def narrow_backward(xp: Namespace, input: Tensor, input_size: Shape, dim: int, start: int) -> Array:
     """Return zeros of ``input_size`` with ``input`` written from ``start`` along ``dim``."""
     out = xp.zeros(input_size, input.dtype)
     first = int(start) + (input_size[dim] if start < 0 else 0)
@@ -571,9 +576,7 @@ def narrow_backward(
         g, input_shape, offset, dim1, dim2
     ),
 )  # fmt: skip
-def diagonal(
-    xp: Namespace, input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
-) -> Array:
+def diagonal(xp: Namespace, input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     """Return a view of a diagonal; its entries are the last dimension.
 
     Args:
@@ -606,8 +609,10 @@ def diagonal_backward(
 
 @op(
     "linear",
-    samples=[case(real(7), dimension=0, size=3, step=2), case(real(2, 5), dimension=-1, size=2, step=1),
-             case(real(5, 2), dimension=0, size=4, step=1), case(real(), dimension=0, size=1, step=1)],
+    samples=[case(real(7), dimension=0, size=3, step=2),
+             case(real(2, 5), dimension=-1, size=2, step=1),
+             case(real(5, 2), dimension=0, size=4, step=1),
+             case(real(), dimension=0, size=1, step=1)],
     view=True,
     method=False,
     node="UnfoldBackward0",

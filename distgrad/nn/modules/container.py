@@ -345,28 +345,23 @@ class ParameterDict(Module):
         if parameters is not None:
             self.update(parameters)
 
-    def _name(self, key: Any) -> str:
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._keys:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
         if not isinstance(key, str):
             raise ArgumentTypeError(
                 "Index given to ParameterDict cannot be used as a key as it is not a string "
                 f"(type is '{type(key).__name__}')."
             )
-        # A name such as "values" belongs to a method of this class.
-        return key if not hasattr(type(self), key) else "_" + key + "_"
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._keys:
-            raise KeyError(key)
-        return getattr(self, self._name(key))
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        name = self._name(key)
+        setattr(self, key, _held(value))
         self._keys[key] = None
-        setattr(self, name, _held(value))
 
     def __delitem__(self, key: str) -> None:
         del self._keys[key]
-        delattr(self, self._name(key))
+        delattr(self, key)
 
     def __len__(self) -> int:
         return len(self._keys)

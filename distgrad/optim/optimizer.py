@@ -1,0 +1,346 @@
+"""Optimizer: parameter groups with their options, the state of each parameter, and the step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy
+
+from distgrad.autograd.graph import Removable
+from distgrad.autograd.mode import enable_grad, no_grad
+from distgrad.backend.device import device_of, to_device
+from distgrad.errors import ArgumentError, ArgumentTypeError
+from distgrad.optim.runs import Plan, Rule, flatten_parameters
+from distgrad.tensor import Tensor, wrap
+
+Group = dict[str, Any]
+Params = Iterable[Any]
+Closure = Callable[[], Any]
+Hook = Callable[..., Any]
+
+_pre_hooks: OrderedDict[int, Hook] = OrderedDict()
+_post_hooks: OrderedDict[int, Hook] = OrderedDict()
+
+
+def register_optimizer_step_pre_hook(hook: Hook) -> Removable:
+    """Call ``hook(optimizer, args, kwargs)`` before the step of every optimizer."""
+    return Removable(_pre_hooks, hook)
+
+
+def register_optimizer_step_post_hook(hook: Hook) -> Removable:
+    """Call ``hook(optimizer, args, kwargs)`` after the step of every optimizer."""
+    return Removable(_post_hooks, hook)
+
+
+def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``step`` with the hooks around it."""
+
+    @functools.wraps(step)
+    def wrapped(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        for hook in (*_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
+            new = hook(self, args, kwargs)
+            if new is not None:
+                args, kwargs = new
+        out = step(self, *args, **kwargs)
+        self._opt_called = True
+        for hook in (*self._optimizer_step_post_hooks.values(), *_post_hooks.values()):
+            hook(self, args, kwargs)
+        return out
+
+    return wrapped
+
+
+class Optimizer:
+    """Base of all optimizers.
+
+    An optimizer with an update rule gives ``_slots`` (names and first values of the state arrays),
+    ``_scalars`` (numbers kept for each parameter) and ``_rule``; one of another kind overrides
+    ``step``.
+
+    Args:
+        params: tensors, pairs of name and tensor, or dicts with "params" and options of their own.
+        defaults: options of groups that do not give them.
+    """
+
+    _scalars: dict[str, float] = {"step": 0.0}  # noqa: RUF012  (never changed)
+    param_groups: list[Group]
+    state: defaultdict[Tensor, dict[str, Any]]
+    _opt_called = False  # schedulers look at it
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            cls.step = _with_hooks(cls.__dict__["step"])  # type: ignore[method-assign]
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        """Take parameters and default options."""
+        if isinstance(params, Tensor):
+            raise ArgumentTypeError(
+                "params argument given to the optimizer should be an iterable of Tensors or "
+                f"dicts, but got {type(params).__name__}"
+            )
+        self.defaults = defaults
+        self.state = defaultdict(dict)
+        self.param_groups = []
+        self._start()
+        groups = list(params)
+        if not groups:
+            raise ArgumentError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(dict(group))
+
+    def _start(self) -> None:
+        """Set what is not part of the saved state."""
+        self._plans: dict[int, Plan] = {}
+        self._optimizer_step_pre_hooks: OrderedDict[int, Hook] = OrderedDict()
+        self._optimizer_step_post_hooks: OrderedDict[int, Hook] = OrderedDict()
+        self._optimizer_state_dict_pre_hooks: OrderedDict[int, Hook] = OrderedDict()
+        self._optimizer_state_dict_post_hooks: OrderedDict[int, Hook] = OrderedDict()
+        self._optimizer_load_state_dict_pre_hooks: OrderedDict[int, Hook] = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks: OrderedDict[int, Hook] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {k: v for k, v in self.__dict__.items() if not k.startswith(("_optimizer", "_plans"))}
+        return own
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        if "_optimizer_step_pre_hooks" not in self.__dict__:
+            self._start()
+        self._plans.clear()
+
+    def __repr__(self) -> str:
+        text = type(self).__name__ + " ("
+        for i, group in enumerate(self.param_groups):
+            text += f"\nParameter Group {i}\n"
+            for key in sorted(group):
+                if key != "params":
+                    text += f"    {key}: {group[key]}\n"
+        return text + ")"
+
+    # ------------------------------------------------------------------ groups
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters with options of their own.
+
+        Args:
+            param_group: a dict with "params" and any options that differ from the defaults.
+        """
+        if not isinstance(param_group, dict):
+            raise ArgumentTypeError(f"param_group must be a dict, but got {type(param_group)}")
+        params = param_group["params"]
+        if isinstance(params, set):
+            raise ArgumentTypeError(
+                "optimizer parameters need to be organized in ordered collections, but the "
+                "ordering of tensors in sets will change between runs. Please use a list instead."
+            )
+        members = [params] if isinstance(params, Tensor) else list(params)
+        names = [p[0] for p in members if isinstance(p, tuple)]
+        if names and len(names) != len(members):
+            raise ArgumentError(
+                "all optimizer params should be with/without names. Some param names are missing"
+            )
+        if names:
+            members = [p[1] for p in members]
+            param_group["param_names"] = names
+        _check_members(members)
+        known = {p for group in self.param_groups for p in group["params"]}
+        if not known.isdisjoint(members):
+            raise ArgumentError("some parameters appear in more than one parameter group")
+        param_group["params"] = members
+        for name, default in self.defaults.items():
+            param_group.setdefault(name, default)
+        if self.param_groups and ("param_names" in self.param_groups[0]) != bool(names):
+            raise ArgumentError(
+                "all optimizer param groups should be with/without names. "
+                f"cannot add param group {'with' if names else 'without'} names to the optimizer"
+            )
+        self.param_groups.append(param_group)
+        self._plans.clear()
+
+    # ------------------------------------------------------------------ the step
+    def _slots(self, group: Group) -> dict[str, float]:
+        """Return names and first values of the state arrays of a parameter."""
+        return {}
+
+    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
+        """Return the update rule with the options of ``group`` filled in."""
+        raise NotImplementedError(f"{type(self).__name__} must override step()")
+
+    @_with_hooks
+    def step(self, closure: Closure | None = None) -> Any:
+        """Update all parameters that have gradients.
+
+        Args:
+            closure: computes the loss anew, with gradients; called first.
+
+        Returns:
+            What ``closure`` returned.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        with no_grad():
+            for index, group in enumerate(self.param_groups):
+                self._step_group(index, group)
+        return loss
+
+    def _step_group(self, index: int, group: Group) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        plan, slots = self._plans.get(index), self._slots(group)
+        if plan is None or not plan.fits(params, self.state, slots):
+            plan = self._plans[index] = Plan(params, self.state, slots, self._scalars)
+        maximize = group.get("maximize", False)
+        for run in plan.runs:
+            step = 1 if run.first else 2  # of rules that keep no count
+            run.first = False
+            counts = run.scalars.get("step")
+            if counts is not None:
+                counts += 1
+                step = int(counts[0])
+            run.apply(self._rule(group, step, run.scalars), maximize)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters, or fill them with zeros."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                grad = p.grad
+                if set_to_none or grad is None:
+                    p.grad = None
+                    continue
+                if grad.requires_grad:
+                    grad = p.grad = grad.detach()
+                grad.array[...] = 0
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state by the parameters' numbers, and the options of the groups."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        numbers: dict[Tensor, int] = {}
+        groups = []
+        for group in self.param_groups:
+            packed = {k: v for k, v in group.items() if k != "params"}
+            packed["params"] = [numbers.setdefault(p, len(numbers)) for p in group["params"]]
+            groups.append(packed)
+        state = {numbers.get(k, k): v for k, v in self.state.items()}  # type: ignore[call-overload]
+        out: dict[str, Any] = {"state": state, "param_groups": groups}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            new = hook(self, out)
+            out = out if new is None else new
+        return out
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` returned, here or in PyTorch (with tensors of ours).
+
+        Raises:
+            ArgumentError: the groups differ in number or size.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            new = hook(self, state_dict)
+            state_dict = state_dict if new is None else new
+        saved = copy.deepcopy(state_dict["param_groups"])
+        if len(saved) != len(self.param_groups):
+            raise ArgumentError("loaded state dict has a different number of parameter groups")
+        numbers: dict[Any, Tensor] = {}
+        for old, group in zip(saved, self.param_groups, strict=True):
+            if len(old["params"]) != len(group["params"]):
+                raise ArgumentError(
+                    "loaded state dict contains a parameter group that doesn't match the size of "
+                    "optimizer's group"
+                )
+            numbers.update(zip(old["params"], group["params"], strict=True))
+            old["params"] = group["params"]
+            if "param_names" in group and "param_names" not in old:
+                old["param_names"] = group["param_names"]
+        state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        for key, entry in state_dict["state"].items():
+            param = numbers.get(key)
+            state[key if param is None else param] = _fitted(param, entry)
+        self.__setstate__({"state": state, "param_groups": saved})
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    # ------------------------------------------------------------------ hooks
+    def register_step_pre_hook(self, hook: Hook) -> Removable:
+        """Call ``hook(optimizer, args, kwargs)`` before each step."""
+        return Removable(self._optimizer_step_pre_hooks, hook)
+
+    def register_step_post_hook(self, hook: Hook) -> Removable:
+        """Call ``hook(optimizer, args, kwargs)`` after each step."""
+        return Removable(self._optimizer_step_post_hooks, hook)
+
+    def register_state_dict_pre_hook(self, hook: Hook, prepend: bool = False) -> Removable:
+        """Call ``hook(optimizer)`` at the start of ``state_dict``."""
+        return _hooked(self._optimizer_state_dict_pre_hooks, hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Hook, prepend: bool = False) -> Removable:
+        """Call ``hook(optimizer, state_dict)`` at the end of ``state_dict``."""
+        return _hooked(self._optimizer_state_dict_post_hooks, hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Hook, prepend: bool = False) -> Removable:
+        """Call ``hook(optimizer, state_dict)`` at the start of ``load_state_dict``."""
+        return _hooked(self._optimizer_load_state_dict_pre_hooks, hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Hook, prepend: bool = False) -> Removable:
+        """Call ``hook(optimizer)`` at the end of ``load_state_dict``."""
+        return _hooked(self._optimizer_load_state_dict_post_hooks, hook, prepend)
+
+
+def _hooked(hooks: OrderedDict[int, Hook], hook: Hook, prepend: bool) -> Removable:
+    handle = Removable(hooks, hook)
+    if prepend:
+        hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+def _check_members(members: list[Any]) -> None:
+    for p in members:
+        if not isinstance(p, Tensor):
+            raise ArgumentTypeError(
+                f"optimizer can only optimize Tensors, but one of the params is {type(p).__name__}"
+            )
+        if p._node is not None and not p._retains:
+            raise ArgumentError("can't optimize a non-leaf Tensor")
+    if len(members) != len(set(members)):
+        warnings.warn(
+            "optimizer contains a parameter group with duplicate parameters; in future, this will "
+            "cause an error; see github.com/pytorch/pytorch/issues/40967 for more information",
+            stacklevel=4,
+        )
+
+
+def _fitted(param: Tensor | None, entry: Any) -> Any:
+    """Return a copy of one parameter's state on its device and in its dtype (but for counts)."""
+    if param is None or not isinstance(entry, dict):
+        return copy.deepcopy(entry)
+    out: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name == "step" and not isinstance(value, Tensor):
+            value = wrap(numpy.full((), value, numpy.float32))  # as older checkpoints have it
+        if not isinstance(value, Tensor):
+            out[name] = copy.deepcopy(value)
+            continue
+        array = value.array.copy()
+        if name != "step" and array.ndim:
+            array = to_device(array, device_of(param.array))
+            if param.array.dtype.kind in "fV":
+                array = array.astype(param.array.dtype, copy=False)
+        out[name] = wrap(array)
+    return out
+
+
+__all__ = [
+    "Optimizer",
+    "flatten_parameters",
+    "register_optimizer_step_post_hook",
+    "register_optimizer_step_pre_hook",
+]
