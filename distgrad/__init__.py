@@ -1,0 +1,80 @@
+"""Automatic differentiation and data-parallel training on NumPy, CuPy and MPI."""
+
+from math import e, inf, nan, pi
+
+from distgrad import autograd, distributed, nn, optim, utils
+from distgrad.autograd.functional import grad
+from distgrad.autograd.mode import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from distgrad.backend.device import device, get_default_device, set_default_device
+from distgrad.backend.dtype import (
+    bfloat16,
+    can_cast,
+    complex64,
+    complex128,
+    dtype,
+    finfo,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    iinfo,
+    int8,
+    int16,
+    int32,
+    int64,
+    promote_types,
+    result_type,
+    set_default_dtype,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from distgrad.backend.dtype import bool_ as bool
+from distgrad.backend.dtype import complex64 as cfloat
+from distgrad.backend.dtype import complex128 as cdouble
+from distgrad.backend.dtype import float16 as half
+from distgrad.backend.dtype import float32 as float
+from distgrad.backend.dtype import float64 as double
+from distgrad.backend.dtype import int16 as short
+from distgrad.backend.dtype import int32 as int
+from distgrad.backend.dtype import int64 as long
+from distgrad.backend.format import get_printoptions, printoptions, set_printoptions
+from distgrad.ops import linalg, random
+from distgrad.ops.activation import *
+from distgrad.ops.arrange import *
+from distgrad.ops.attention import scaled_dot_product_attention
+from distgrad.ops.compare import *
+from distgrad.ops.complex import *
+from distgrad.ops.conv import *
+from distgrad.ops.create import *
+from distgrad.ops.cumulate import *
+from distgrad.ops.einsum import *
+from distgrad.ops.elementwise import *
+from distgrad.ops.embed import *
+from distgrad.ops.index import *
+from distgrad.ops.join import *
+from distgrad.ops.linalg import cholesky, det, matrix_exp, matrix_power, slogdet, vander
+from distgrad.ops.linalg import inv as inverse
+from distgrad.ops.linalg import pinv as pinverse
+from distgrad.ops.loss import *
+from distgrad.ops.margin import *
+from distgrad.ops.matmul import *
+from distgrad.ops.methods import *
+from distgrad.ops.norm import *
+from distgrad.ops.pool import *
+from distgrad.ops.random import *
+from distgrad.ops.reduce import *
+from distgrad.ops.scatter import *
+from distgrad.ops.shape import *
+from distgrad.ops.sort import *
+from distgrad.tensor import Size, Tensor
+from distgrad.utils.serialization import load, save
+from distgrad.version import __version__

@@ -116,10 +116,16 @@ def _reason(
         return DistgradError, f"out of memory ({text}); use a smaller batch or free tensors first"
     if "broadcast" in text or "core dimension" in text or "aligned" in text:
         return ShapeError, _broadcast_text(op, operands, text)
+    if "not supported for the input types" in text:
+        return DtypeError, f"not implemented for {_dtypes(operands)}; convert with .to(dtype)"
     for kind in (IndexOutOfRange, ArgumentTypeError):
         if isinstance(error, kind.__mro__[2]):
             return kind, text
     return ShapeError, text or type(error).__name__
+
+
+def _dtypes(operands: Mapping[str, object]) -> str:
+    return ", ".join(str(v.array.dtype) for v in operands.values() if hasattr(v, "array"))
 
 
 def _not_tensor(op: str, operands: Mapping[str, object]) -> str:

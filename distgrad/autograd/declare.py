@@ -463,6 +463,8 @@ def _gathering(function: Callable[..., Any], option: str) -> Callable[..., Any]:
         return function(self, tuple(values[0]) if one else values, **options)
 
     method.__name__, method.__doc__ = function.__name__, function.__doc__
+    method.__wrapped__ = function  # type: ignore[attr-defined]
+    method.gathers = option  # type: ignore[attr-defined]
     return method
 
 

@@ -336,11 +336,11 @@ def _array(g: Any) -> Any:
 
 
 def zeros_for(likes: Sequence[Any], grads: Sequence[Any], tensors: bool) -> tuple[Any, ...]:
-    """Return ``grads`` with zeros where an output got no gradient (``likes``: shape, type, dtype)."""
+    """Return ``grads`` with zeros where an output got no gradient (``likes``: shape, namespace, dtype)."""
     full = []
     for (shape, kind, dtype), g in zip(likes, grads, strict=True):
         if g is None:
-            zeros = array_namespace(kind).zeros(shape, dtype)
+            zeros = kind.zeros(shape, dtype)
             g = wrap(zeros) if tensors else zeros
         full.append(g)
     return tuple(full)

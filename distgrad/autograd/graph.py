@@ -45,7 +45,7 @@ class Node:
     clock: int  # time of recording; a saved tensor changed later is refused
     saved: tuple[Any, ...] | None  # None once freed
 
-    likes: tuple[Any, ...] = ()  # shape, array type and dtype of each output, where several
+    likes: tuple[Any, ...] = ()  # shape, namespace and dtype of each output, where several
     changed_at = -1  # when the output's memory was last changed in place
 
     _leaf = False

@@ -32,6 +32,8 @@ def link_view(
     shared = out._shared = shared_of(base)
     out._base = base if base._base is None else base._base
     out._view = (base, function, options)  # type: ignore[attr-defined]
+    if not mode.grad and base.requires_grad:
+        out._unseen = True  # type: ignore[attr-defined]
     if shared.views is None:
         shared.views = []
     elif len(shared.views) > 64 and len(shared.views) & (len(shared.views) - 1) == 0:
@@ -134,6 +136,7 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         return assign(self, result, name)
 
     method.__name__ = name
+    method.__wrapped__ = function  # type: ignore[attr-defined]  # its signature is the method's
     method.__doc__ = f"Write ``{function.__name__}(self, …)`` into this tensor and return it."
     return method
 
@@ -147,16 +150,44 @@ def _keep_old_values(target: Tensor, node: Node) -> None:
 
 
 def refuse_leaf(target: Tensor, name: str) -> None:
-    """Raise when a leaf that requires grad, or a view of one, would be changed and recorded."""
-    if not mode.grad or not target.requires_grad:
+    """Raise when ``target`` may not be changed in place while operations are recorded.
+
+    That is a leaf that requires grad or a view of one, a view made under ``no_grad``, and one of
+    several views made by one operation.
+    """
+    if not mode.grad:
         return
     base = target if target._base is None else target._base
+    if not target.requires_grad:
+        if base.requires_grad and getattr(target, "_unseen", False):
+            raise _refused(target, name, _UNSEEN)
+        return
     if base._node is None and base.requires_grad:
         what = "a leaf Variable" if base is target else "a view of a leaf Variable"
-        raise GradError(
-            f"{name}({target._brief()}): {what} that requires grad is being used in an in-place "
-            "operation; use it under torch.no_grad() or change a clone()".replace("torch", "dg")
-        )
+        raise _refused(target, name, _LEAF.format(what))
+    if base is not target:
+        for function, _ in steps_of(target):
+            if type(function) is _Pick:
+                raise _refused(target, name, _ONE_OF_SEVERAL.format(function.index))
+
+
+_LEAF = (
+    "{} that requires grad is being used in an in-place operation; use it under dg.no_grad() or "
+    "change a clone()"
+)
+_UNSEEN = (
+    "A view was created in no_grad mode and is being modified inplace with grad mode enabled; move "
+    "both inside the no_grad block, or both outside"
+)
+_ONE_OF_SEVERAL = (
+    "Output {} is a view and is being modified inplace. This view is the output of a function that "
+    "returns multiple views. Such functions do not allow the output views to be modified inplace; "
+    "use an out-of-place operation, or index the tensor instead of splitting it"
+)
+
+
+def _refused(target: Tensor, name: str, why: str) -> GradError:
+    return GradError(f"{name}({target._brief()}): {why}")
 
 
 def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
@@ -178,6 +209,15 @@ def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
     return target
 
 
+def refuse_expanded(array: Any) -> None:
+    """Raise for an array whose elements share memory: NumPy makes those read-only."""
+    if not getattr(array.flags, "writeable", True):
+        raise ShapeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a "
+            "single memory location. Please clone() the tensor before performing the operation"
+        )
+
+
 def _derive_views(base: Tensor) -> None:
     for ref in list(shared_of(base).views or ()):
         view = ref()
@@ -188,6 +228,10 @@ def _derive_views(base: Tensor) -> None:
 
 def _check(target: Tensor, result: Tensor, name: str) -> None:
     have, new = target.array, result.array
+    try:
+        refuse_expanded(have)
+    except ShapeError as error:
+        raise ShapeError(f"{name}({target._brief()}): {error}") from None
     if have.shape != new.shape:
         raise ShapeError(
             f"{name}({target._brief()}): output with shape {list(have.shape)} doesn't match the "

@@ -163,6 +163,19 @@ def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
     _scatter(out, tuple(places), src[tuple(slice(n) for n in index.shape)])
 
 
+# --- accumulating -----------------------------------------------------------------------------
+
+
+def scan(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
+    """``x`` accumulated along ``axis`` by an associative ``combine``, such as ``maximum``."""
+    out = cupy.moveaxis(x, axis, -1).copy()
+    step = 1
+    while step < out.shape[-1]:  # by doubling: log2(n) kernels
+        out[..., step:] = combine(out[..., :-step], out[..., step:])
+        step *= 2
+    return cupy.moveaxis(out, -1, axis)
+
+
 # --- softmax and its relatives ----------------------------------------------------------------
 
 
@@ -241,3 +254,8 @@ def digamma(x: Array) -> Array:
     at_zero = cupy.where(x == 0, -cupy.copysign(math.inf, x), math.nan)
     pole = (x <= 0) & (x == cupy.floor(x))
     return cupy.where(pole, at_zero, _special(special.digamma, x)).astype(_float_type(x))
+
+
+def polygamma(n: int, x: Array) -> Array:
+    """The derivative number ``n`` (at least 1) of `digamma`."""
+    return _special(lambda y: special.polygamma(n, y), x)

@@ -283,6 +283,14 @@ def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
         out[...] = flat.reshape(out.shape)
 
 
+# --- accumulating -----------------------------------------------------------------------------
+
+
+def scan(combine: np.ufunc, x: Array, axis: int) -> Array:
+    """``x`` accumulated along ``axis`` by an associative ``combine``, such as ``maximum``."""
+    return combine.accumulate(x, axis, x.dtype)
+
+
 # --- softmax and its relatives ----------------------------------------------------------------
 
 
@@ -303,8 +311,13 @@ def _sum_last(x: Array) -> Array:
     return x.sum(axis=-1, keepdims=True, dtype=x.dtype)
 
 
-def _shift_by_max(x: Array, axis: int, out: Array | None) -> Array:
-    """``x`` less its maximum along ``axis``."""
+def _shift_by_max(x: Array, axis: int, out: Array | None, near: float) -> Array:
+    """``x`` less its maximum along ``axis``, or ``x`` itself where all of it is within ±``near``.
+
+    The extremes of a whole array cost an eighth of those of its rows.
+    """
+    if x.size >= 1024 and x.dtype.char in "fd" and -near < x.min() and x.max() < near:
+        return x if out is x else x.copy()
     with np.errstate(invalid="ignore"):  # inf - inf
         return np.subtract(x, np.max(x, axis=axis, keepdims=True), out=out)
 
@@ -316,7 +329,7 @@ def softmax_(x: Array, axis: int) -> Array:
     if _work_type(x) != x.dtype:
         x[...] = softmax_(x.astype(_work_type(x)), axis)
         return x
-    _shift_by_max(x, axis, x)
+    _shift_by_max(x, axis, x, 60)
     np.exp(x, out=x)
     last = axis in (-1, x.ndim - 1) and x.ndim > 0
     total = _sum_last(x) if last else x.sum(axis=axis, keepdims=True, dtype=x.dtype)
@@ -334,7 +347,7 @@ def log_softmax(x: Array, axis: int) -> Array:
     if not x.size:
         return x.astype(kind)
     x = x.astype(_work_type(x), copy=False)
-    shifted = _shift_by_max(x, axis, None)
+    shifted = _shift_by_max(x, axis, None, 8)  # what is not shifted loses bits
     exponentials = np.exp(shifted)
     if axis in (-1, x.ndim - 1) and x.ndim:
         total = _sum_last(exponentials)
@@ -600,3 +613,32 @@ def _digamma64(x: Array) -> Array:
 def digamma(x: Array) -> Array:
     """The derivative of `lgamma`: nan at its poles, ∓inf at ±0."""
     return _elementwise(x, None, _digamma64)
+
+
+# Bernoulli numbers B(2k) / (2k)!, k = 1 … 7, of Euler and Maclaurin's sum.
+_BERNOULLI = (
+    1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000,
+    1 / 74724249600,
+)  # fmt: skip
+
+
+def _zeta64(s: int, q: Array) -> Array:
+    """Hurwitz's zeta function, the sum of ``(q + k) ** -s``; nan below -10000."""
+    total = np.where(q > -10000, 0.0, np.nan)
+    q = q.astype(np.float64)
+    while (low := (q < 12) & (q > -10000)).any():
+        total[low] += q[low] ** -float(s)
+        q[low] += 1
+    total += q ** (1.0 - s) / (s - 1) + q ** -float(s) / 2
+    factor, power = float(s), q ** (-1.0 - s)
+    for k, coefficient in enumerate(_BERNOULLI):
+        total += coefficient * factor * power
+        factor *= (s + 2 * k + 1) * (s + 2 * k + 2)
+        power /= q * q
+    return total
+
+
+def polygamma(n: int, x: Array) -> Array:
+    """The derivative number ``n`` (at least 1) of `digamma`."""
+    scale = (-1.0) ** (n + 1) * math.factorial(n)
+    return _elementwise(x, None, lambda y: scale * _zeta64(n + 1, y))

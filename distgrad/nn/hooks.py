@@ -1,7 +1,7 @@
 """Hooks of modules: functions called before and after ``forward`` and ``backward``.
 
-Full backward hooks need all gradients of a module's inputs and outputs at once.  Two nodes that pass
-gradients through unchanged, one before and one after ``forward``, gather them.
+Full backward hooks need all gradients of a module's inputs and outputs at once.  Two nodes that
+pass gradients through unchanged, one before and one after ``forward``, gather them.
 """
 
 from __future__ import annotations

@@ -559,7 +559,7 @@ class Module:
         return self._hook("_backward_hooks", hook, prepend)
 
     def register_state_dict_post_hook(self, hook: Hook) -> Removable:
-        """Call ``hook(module, state_dict, prefix, local_metadata)`` at the end of ``state_dict``."""
+        """Call ``hook(module, state_dict, prefix, metadata)`` at the end of ``state_dict``."""
         return Removable(self._state_dict_hooks, hook)
 
     _register_state_dict_hook = register_state_dict_post_hook

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distgrad.backend.device import namespace_of
 from distgrad.backend.device import device as Device
+from distgrad.backend.device import namespace_of
 from distgrad.backend.dtype import default_float
 from distgrad.errors import ArgumentTypeError
 from distgrad.tensor import Tensor

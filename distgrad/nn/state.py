@@ -11,7 +11,6 @@ from distgrad.errors import ArgumentTypeError, CheckpointError
 from distgrad.nn.parameter import Parameter
 from distgrad.tensor import Tensor, shared_of
 
-
 EXTRA_STATE = "_extra_state"
 
 
@@ -49,8 +48,7 @@ def load(module: Any, state_dict: Any, strict: bool, assign: bool) -> Incompatib
             errors.insert(place, text)
     if errors:
         raise CheckpointError(
-            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t"
-            + "\n\t".join(errors)
+            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t" + "\n\t".join(errors)
         )
     return found
 

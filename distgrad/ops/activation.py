@@ -68,6 +68,8 @@ def relu_backward(xp: Namespace, grad: Tensor, input: Tensor) -> Array:
     d_input=lambda F, g, out: F.relu_backward(g, out))  # fmt: skip
 def relu(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:
     """Return ``max(input, 0)``."""
+    if input.dtype.kind in "bc":  # type: ignore[attr-defined]
+        raise DtypeError(f"{input.dtype} inputs are not supported; convert with .float() first")
     return xp.at_least(input, 0)
 
 
@@ -190,7 +192,10 @@ def softshrink(xp: Namespace, input: Tensor, lambd: float = 0.5) -> Array:
 @inplace_option
 @op(
     "elementwise",
-    samples=[case(apart(3, 4), threshold=0.05, value=2.0), case(apart(), threshold=-1.05, value=0.0)],
+    samples=[
+        case(apart(3, 4), threshold=0.05, value=2.0),
+        case(apart(), threshold=-1.05, value=0.0),
+    ],
     method=False,
     d_input=lambda F, g, input, threshold: F.where(input <= threshold, 0.0, g),
 )
@@ -336,7 +341,9 @@ def _blocks(xp: Namespace, *arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def _working(xp: Namespace, x: Array) -> Array:
     """Return ``x`` contiguous, half precision in float32."""
-    return xp.ascontiguousarray(x, xp.float32 if x.dtype.itemsize == 2 else x.dtype).reshape(x.shape)
+    return xp.ascontiguousarray(x, xp.float32 if x.dtype.itemsize == 2 else x.dtype).reshape(
+        x.shape
+    )
 
 
 _K = math.sqrt(2 / math.pi)
@@ -546,11 +553,10 @@ def logsigmoid(xp: Namespace, input: Tensor) -> Array:
     return xp.subtract(xp.at_most(input, 0), small, out=small)
 
 
-@op("elementwise", samples=unary(apart), method=False,
+@op("elementwise", samples=unary(apart), floats=True, method=False,
     d_input=lambda F, g, input: g / ((F.abs(input) + 1) * (F.abs(input) + 1)))  # fmt: skip
 def softsign(xp: Namespace, input: Tensor) -> Array:
     """Return ``input / (1 + |input|)``."""
-    _floating(input)
     out = xp.asarray(xp.abs(input))
     out += 1
     return xp.divide(input, out, out=out)
@@ -657,7 +663,10 @@ def softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Array:
 def log_softmax_backward(xp: Namespace, grad: Tensor, output: Tensor, dim: int) -> Array:
     """Return ``grad - exp(output) * sum(grad)``, the sum along ``dim``."""
     out = xp.asarray(xp.exp(output))
-    out *= xp.add.reduce(grad, axis=dim, keepdims=True) if out.ndim else grad
+    if dim in (-1, out.ndim - 1) and out.ndim:
+        out *= xp.matmul(grad, xp.ones(out.shape[-1], out.dtype))[..., None]
+    else:
+        out *= xp.add.reduce(grad, axis=dim, keepdims=True) if out.ndim else grad
     return xp.subtract(grad, out, out=out)
 
 
@@ -707,7 +716,7 @@ def gumbel_softmax(
     best = xp.argmax(soft.array, dim, keepdims=True) if array.ndim else xp.zeros((), int)
     shape = [1] * max(array.ndim, 1)
     shape[dim] = -1
-    one_hot = (xp.arange(array.shape[dim] if array.ndim else 1).reshape(shape) == best)
+    one_hot = xp.arange(array.shape[dim] if array.ndim else 1).reshape(shape) == best
     one_hot = one_hot.reshape(array.shape).astype(array.dtype)
     return add(sub(wrap(one_hot), soft.detach()), soft)
 

@@ -150,14 +150,15 @@ def _long_forward(
     inverse = xp.empty_like(shift)
     for head, rows, columns in heads.blocks():
         logits = heads.logits(head, rows, columns)
-        e, top, inverse[head][rows] = _exponentials(xp, *logits)
+        e, top, inv = _exponentials(xp, *logits)
+        inverse[head][rows] = inv
         if top is not None:
             shift[head][rows] = top
         if keep is not None:
-            e *= heads.keep[head][rows, columns]
+            e *= heads.kept(head, rows, columns)
         part = out[head][rows]
         xp.matmul(e, heads.v[head][columns], out=part)
-        part *= inverse[head][rows]
+        part *= inv
     return out, xp.zeros(0, q.dtype), shift, inverse
 
 
@@ -174,9 +175,7 @@ class _Heads:
         more = [m.shape[:-2] for m in (mask, keep) if m is not None]
         self.lead = xp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], *more)
         square = (q.shape[-2], k.shape[-2])
-        self.q, self.k, self.v = (
-            xp.broadcast_to(a, self.lead + a.shape[-2:]) for a in (q, k, v)
-        )
+        self.q, self.k, self.v = (xp.broadcast_to(a, self.lead + a.shape[-2:]) for a in (q, k, v))
         self.mask, self.keep = (
             None if a is None else xp.broadcast_to(a, self.lead + square) for a in (mask, keep)
         )
@@ -203,6 +202,11 @@ class _Heads:
             chosen = mask.astype(q.dtype)
             allowed = _times(xp, chosen, allowed)
         return q, keys, _bias(mask), allowed
+
+    def kept(self, head: Shape, rows: slice, columns: slice) -> Array:
+        """Return the block's factors of dropout."""
+        assert self.keep is not None
+        return self.keep[head][rows, columns]
 
     def again(self, head: Shape, rows: slice, columns: slice, shift: Array) -> Array:
         """Return the exponentials once more."""
@@ -253,7 +257,7 @@ def _long_backward(
         k, scaled = heads.k[head][columns], g[head][rows] * inverse[head][rows]
         ds = xp.matmul(scaled, heads.v[head][columns].T)
         if heads.keep is not None:
-            keep = heads.keep[head][rows, columns]
+            keep = heads.kept(head, rows, columns)
             ds *= keep
             kept = e * keep
         ds -= xp.row_dots(scaled, out[head][rows])[:, None]
@@ -367,7 +371,7 @@ def attention(
         attn_mask: True where a query may look, or numbers that are added.
         keep: factors of the probabilities, for dropout.
     """
-    _check(query, key, value, attn_mask)  # type: ignore[arg-type]
+    _check(query, key, value, attn_mask)
     return _forward(xp, query, key, value, attn_mask, keep, scale, is_causal)
 
 
@@ -413,7 +417,7 @@ def _checked_mask(query: Tensor, mask: Tensor | None) -> Tensor | None:
         return mask
     if mask.array.dtype != "float32":
         raise DtypeError(
-            f"{signature('scaled_dot_product_attention', {'query': query, 'attn_mask': mask}, {})}: "
+            f"{signature('attention', {'query': query, 'attn_mask': mask}, {})}: "
             "Expected attn_mask dtype to be bool or float or to match query dtype; convert it"
         )
     return to_dtype(mask, query.array.dtype)

@@ -171,6 +171,8 @@ def clamp_number(
     xp: Namespace, input: Tensor, min: Number | None = None, max: Number | None = None
 ) -> Array:
     """Return ``input`` limited to [``min``, ``max``], both numbers of its dtype's kind."""
+    if input.dtype.kind == "V":  # type: ignore[attr-defined]  # bfloat16 takes no Python float
+        min, max = (m if m is None else xp.asarray(m, input.dtype) for m in (min, max))
     out = input if min is None else xp.maximum(input, min)
     return out if max is None else xp.minimum(out, max)
 
@@ -222,8 +224,9 @@ def clamp(input: Tensor, min: TensorLike | None = None, max: TensorLike | None =
         )
     limits = [m for m in (min, max) if m is not None]
     if input.array.dtype.kind != "f" or any(isinstance(m, Tensor) for m in limits):
-        _ordered(input.array, *[m.array for m in limits if isinstance(m, Tensor)])
         kind = result_type([m.array if isinstance(m, Tensor) else m for m in (input, *limits)])
+        if kind.is_complex:
+            raise DtypeError(f"clamp({input._brief()}): complex numbers have no order")
         input = input if input.array.dtype == kind.numpy else cast(input, kind.numpy)
         if all(isinstance(m, Tensor) for m in limits):
             return clamp_tensor(input, _in_type(min, kind.numpy), _in_type(max, kind.numpy))
@@ -426,9 +429,9 @@ def logical_not(xp: Namespace, input: Tensor) -> Array:
 
 
 # ---------------------------------------------------------------------- bits
-def _bits(name: str, *arrays: Any) -> None:
+def _bits(name: str, *arrays: Any, kinds: str = "biu") -> None:
     for array in arrays:
-        if array.dtype.kind not in "biu":
+        if array.dtype.kind not in kinds:
             raise DtypeError(
                 f'"{name}" not implemented for {array.dtype}; it takes integer and bool tensors'
             )
@@ -485,12 +488,12 @@ as_method(_invert, "__invert__")
 @op("elementwise", samples=[_BIT_PAIRS[0], _BIT_PAIRS[2]], operator="<<", inplace=True)
 def bitwise_left_shift(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     """Return ``input`` with its bits moved up by ``other`` places."""
-    _bits("lshift", input, other)
+    _bits("lshift", input, other, kinds="iu")
     return xp.left_shift(input, other)
 
 
 @op("elementwise", samples=[_BIT_PAIRS[0], _BIT_PAIRS[2]], operator=">>", inplace=True)
 def bitwise_right_shift(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     """Return ``input`` with its bits moved down by ``other`` places; the sign stays."""
-    _bits("rshift", input, other)
+    _bits("rshift", input, other, kinds="iu")
     return xp.right_shift(input, other)

@@ -22,7 +22,7 @@ from typing import Any
 
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, real
-from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, explain
+from distgrad.errors import DistgradError, DtypeError, ShapeError, explain
 from distgrad.ops.shape import reshape, unsqueeze
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape
@@ -47,7 +47,7 @@ def _out_sizes(space: Shape, kernel: Shape, stride: Shape, pads: Pads, dilation:
 def _columns(
     xp: Namespace, x: Array, kernel: Shape, stride: Shape, pads: Pads, dilation: Shape, groups: int
 ) -> Iterator[tuple[slice, Array]]:
-    """Return (images, columns (images, groups, channels·kernel, places)), a few images at a time."""
+    """Return a few images at a time, with columns (images, groups, channels·kernel, places)."""
     batch, channels, *space = x.shape
     out = _out_sizes(tuple(space), kernel, stride, pads, dilation)
     places, dims = math.prod(out), len(kernel)
@@ -135,7 +135,8 @@ _1x1 = {"stride": (1, 1), "padding": ((0, 0),) * 2, "dilation": (1, 1), "groups"
 
 
 def _reference(
-    torch: Any, x: Any, w: Any, b: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int
+    torch: Any, x: Any, w: Any, b: Any = None, *, stride: Any, padding: Any, dilation: Any,
+    groups: int,
 ) -> Any:  # fmt: skip
     pads = [n for pair in reversed(padding) for n in pair]
     function = getattr(torch.nn.functional, f"conv{x.dim() - 2}d")
@@ -269,13 +270,15 @@ def _check_operands(
     out = kernel[1] * groups if transposed else kernel[0]
     if bias is not None and bias.array.shape != (out,):
         raise ShapeError(
-            f"Given weight of size {kernel}, expected bias to be 1-dimensional with {out} elements, "
-            f"but got bias of size {list(bias.shape)} instead"
+            f"Given weight of size {kernel}, expected bias to be 1-dimensional with {out} "
+            f"elements, but got bias of size {list(bias.shape)} instead"
         )
     kinds = [t.array.dtype for t in (x, w, bias) if t is not None]
     if any(kind != kinds[0] for kind in kinds):
         names = " and ".join(map(str, kinds))
-        raise DtypeError(f"Input type, weight type and bias type should be the same, but are {names}")
+        raise DtypeError(
+            f"Input type, weight type and bias type should be the same, but are {names}"
+        )
 
 
 def _paddings(
@@ -286,9 +289,7 @@ def _paddings(
         if padding == "valid":
             return ((0, 0),) * dims
         if padding != "same":
-            raise ShapeError(
-                f"Invalid padding string: {padding!r}; use 'same', 'valid' or numbers"
-            )
+            raise ShapeError(f"Invalid padding string: {padding!r}; use 'same', 'valid' or numbers")
         if max(stride) > 1:
             raise ShapeError("padding='same' is not supported for strided convolutions")
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -360,7 +361,7 @@ def conv2d(
     """Return the convolution of images with ``weight``, plus ``bias``.
 
     Shape:
-        input: ``(N, C, H, W)`` or ``(C, H, W)``, weight: ``(O, C / groups, KH, KW)``, bias: ``(O)``.
+        input: ``(N, C, H, W)`` or ``(C, H, W)``, weight: ``(O, C / groups, KH, KW)``.
     Args:
         padding: zeros around the image; "valid" for none, "same" for a result as large as input.
     """

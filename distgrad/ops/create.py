@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy
 
-from distgrad.autograd.declare import as_method, cast, op
+from distgrad.autograd.declare import as_method, cast
 from distgrad.autograd.inplace import assign, refuse_leaf
 from distgrad.autograd.mode import mode
-from distgrad.autograd.samples import broadcast_pairs
 from distgrad.backend import dtype as _dtype
 from distgrad.backend.device import device as Device
 from distgrad.backend.device import device_of, get_default_device, namespace_of, to_device
@@ -26,16 +25,15 @@ from distgrad.errors import (
 )
 from distgrad.ops import shape as _shapes
 from distgrad.tensor import Tensor, shared_of, wrap
-from distgrad.typing import Array, Namespace, Number
+from distgrad.typing import Array, Number
 
 __all__ = [
-    "arange", "as_tensor", "asarray", "complex", "empty", "empty_like", "eye", "from_dlpack",
-    "from_numpy", "full", "full_like", "linspace", "logspace", "ones", "ones_like", "polar",
+    "arange", "as_tensor", "asarray", "empty", "empty_like", "eye", "from_dlpack",
+    "from_numpy", "full", "full_like", "linspace", "logspace", "ones", "ones_like",
     "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
 ]  # fmt: skip
 
 _range = range
-_complex = complex
 DeviceLike = Device | str | int | None
 
 
@@ -64,7 +62,7 @@ def placed(device: DeviceLike) -> Device:
 
 def numpy_dtype(dtype: Any, name: str) -> Any:
     """Return the NumPy dtype of a ``dtype`` argument; None means the default float."""
-    if dtype is None or type(dtype) is DType or dtype in (float, int, bool, _complex):
+    if dtype is None or type(dtype) is DType or dtype in (float, int, bool, complex):
         return _dtype.as_numpy(dtype)
     if isinstance(dtype, numpy.dtype):
         return dtype
@@ -235,7 +233,7 @@ def _ragged(data: Sequence[Any], dim: int) -> Exception | None:
 def _odd_leaf(data: Any) -> Any:
     """Return the first leaf that is no number."""
     if not isinstance(data, list | tuple):
-        return None if isinstance(data, int | float | _complex | numpy.generic) else data
+        return None if isinstance(data, int | float | complex | numpy.generic) else data
     return next((odd for d in data if (odd := _odd_leaf(d)) is not None), None)
 
 
@@ -387,7 +385,7 @@ def _fitting(value: Any, kind: Any) -> Any:
     """Return a number that NumPy takes for ``kind``: floats are cut for integers."""
     if kind.kind in "iu" and isinstance(value, float):
         return int(value)
-    return value.real if kind.kind == "f" and isinstance(value, _complex) else value
+    return value.real if kind.kind == "f" and isinstance(value, complex) else value
 
 
 def zeros_like(
@@ -591,7 +589,7 @@ def _spaced(
     if steps < 0:
         raise ShapeError(f"{name}(steps={steps}): number of steps must be non-negative")
     kind = numpy_dtype(dtype, name)
-    if dtype is None and isinstance(first + last, _complex):
+    if dtype is None and isinstance(first + last, complex):
         kind = _dtype.get_default_dtype().to_complex().numpy
     place = placed(device)
     xp = namespace_of(place)
@@ -654,32 +652,6 @@ def _triangle(
     kind = numpy.dtype(numpy.int64) if dtype is None else numpy_dtype(dtype, name)
     array = numpy.stack(function(row, offset, col)).astype(kind, copy=False)
     return finish(array, placed(device), False, name)
-
-
-# ---------------------------------------------------------------------- complex numbers
-@op(
-    samples=broadcast_pairs(),
-    method=False,
-    d_real=lambda F, g: F.real(g),
-    d_imag=lambda F, g: F.imag(g),
-    jvp=lambda F, t_real, t_imag: F.complex(t_real, t_imag),
-)
-def complex(xp: Namespace, real: Tensor, imag: Tensor) -> Array:
-    """Return ``real + 1j * imag``; both float32 or both float64."""
-    if real.dtype != imag.dtype or real.dtype.kind != "f":  # type: ignore[attr-defined]
-        raise DtypeError(
-            f"Expected object of scalar type {real.dtype} but got scalar type {imag.dtype} for "
-            "second argument; both must be the same floating point type"
-        )
-    kind = xp.result_type(real.dtype, xp.complex64)
-    out = xp.empty(xp.broadcast_shapes(real.shape, imag.shape), kind)
-    out.real, out.imag = real, imag
-    return out
-
-
-def polar(abs: Tensor, angle: Tensor) -> Tensor:
-    """Return ``abs * exp(1j * angle)``."""
-    return complex(abs * angle.cos(), abs * angle.sin())  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- like this tensor

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from distgrad.autograd.declare import op
-from distgrad.autograd.mode import no_grad
 from distgrad.autograd.samples import case, given, integers, real
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
+from distgrad.errors import (
+    ArgumentError,
+    DistgradError,
+    DtypeError,
+    IndexOutOfRange,
+    ShapeError,
+    explain,
+)
+from distgrad.ops.compare import where
+from distgrad.ops.index import index_select
+from distgrad.ops.reduce import amax
+from distgrad.ops.reduce import sum as sum_
+from distgrad.ops.shape import reshape, unsqueeze
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
-__all__ = ["embedding", "embedding_backward", "embedding_bag", "one_hot"]
+__all__ = [
+    "embedding", "embedding_backward", "embedding_backward_transposed", "embedding_bag", "one_hot",
+]  # fmt: skip
 
 
 def _check_rows(xp: Namespace, index: Array, count: int) -> None:
@@ -150,7 +164,7 @@ def embedding_backward_transposed(
     if scale_grad_by_freq and xp.size(indices):
         rows *= _row_scale(xp, indices, rows.dtype)
     if padding_idx is not None:
-        rows[indices == padding_idx % len(grad)] = 0  # type: ignore[arg-type]
+        rows[xp.equal(indices, padding_idx % len(grad))] = 0
     return rows
 
 
@@ -188,3 +202,110 @@ def _one_hot(xp: Namespace, index: Array, classes: int) -> Array:
     if high >= classes:
         raise ShapeError(f"Class values must be smaller than num_classes, but one is {high}")
     return (index[..., None] == xp.arange(classes)).astype(xp.int64)
+
+
+# ---------------------------------------------------------------------- bags
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Return the sum, mean or maximum of the rows of ``weight`` that each bag names.
+
+    Shape:
+        input: ``(B, N)``, or ``(N)`` with offsets ``(B)`` where the bags begin; weight: ``(V, D)``;
+        result: ``(B, D)``.
+    Args:
+        mode: "sum", "mean" or "max"; an empty bag gives zeros.
+        per_sample_weights: factors of the rows, in the shape of input, for "sum" only.
+        include_last_offset: offsets ends with the length of input.
+        padding_idx: rows with this number are left out.
+    """
+    try:
+        index, inside = _bags(input, offsets, include_last_offset)
+        _check_bags(input, mode, per_sample_weights)
+        padding_idx = _positive_padding(padding_idx, len(weight.array))
+    except DistgradError as error:
+        operands = {"input": input, "weight": weight, "offsets": offsets}
+        raise explain("embedding_bag", error, operands, {"mode": mode}) from None
+    rows_input = _take_flat(input, index) if offsets is not None else input
+    if padding_idx is not None:
+        inside = inside & (rows_input.array != padding_idx)
+    rows = embedding(
+        rows_input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+    )
+    if per_sample_weights is not None:
+        given_flat = offsets is not None
+        factors = _take_flat(per_sample_weights, index) if given_flat else per_sample_weights
+        rows = rows * unsqueeze(factors, -1)
+    return _bag_values(rows, inside, mode)
+
+
+def _check_bags(input: Tensor, mode: str, factors: Tensor | None) -> None:
+    if mode not in ("sum", "mean", "max"):
+        raise ArgumentError(f"mode has to be one of sum, mean or max, but is {mode!r}")
+    if factors is not None and mode != "sum":
+        raise ShapeError(f"per_sample_weights is only supported for mode='sum', got mode={mode!r}")
+    if factors is not None and factors.array.shape != input.array.shape:
+        raise ArgumentError(
+            f"expected per_sample_weights of the shape of input, {list(input.shape)}, but got "
+            f"{list(factors.shape)}"
+        )
+
+
+def _bags(input: Tensor, offsets: Tensor | None, last: bool) -> tuple[Array, Array]:
+    """Return the bags as a matrix of places in ``input``, and which entries belong to a bag."""
+    xp = array_namespace(input.array)
+    if input.ndim == 2:
+        if offsets is not None:
+            raise ArgumentError(
+                "if input is 2D, then offsets has to be None: its rows are the bags"
+            )
+        count, length = input.array.shape
+        return xp.arange(count * length).reshape(count, length), xp.ones((count, length), bool)
+    if input.ndim != 1 or offsets is None or offsets.ndim != 1:
+        raise ArgumentError("input has to be 2D, or 1D together with 1D offsets")
+    size = input.array.shape[0]
+    starts = offsets.array
+    if starts.size and int(starts[0]) != 0:
+        raise ShapeError(
+            f"offsets[0] has to be 0: the first bag starts there; got {int(starts[0])}"
+        )
+    if starts.size and int(starts[-1]) > size:
+        raise ShapeError(f"offsets[-1] can not be greater than input's length({size})")
+    ends = starts[1:] if last else xp.concatenate([starts[1:], xp.asarray([size])])
+    starts = starts[:-1] if last else starts
+    lengths = ends - starts
+    width = int(lengths.max()) if lengths.size else 0
+    steps = xp.arange(width)
+    inside = steps < lengths[:, None]
+    return xp.where(inside, starts[:, None] + steps, 0), inside
+
+
+def _take_flat(values: Tensor, index: Array) -> Tensor:
+    """Return the elements of a vector by an array of places."""
+    return reshape(index_select(values, 0, wrap(index.reshape(-1))), index.shape)
+
+
+def _bag_values(rows: Tensor, inside: Array, mode: str) -> Tensor:
+    """Return the sum, mean or maximum over the second dimension, of what is ``inside``."""
+    xp = array_namespace(rows.array)
+    chosen = wrap(inside[..., None])
+    if mode == "max":
+        if not inside.shape[1]:
+            return sum_(rows, 1)
+        best = amax(where(chosen, rows, -math.inf), 1)
+        return where(wrap(inside.any(axis=1)[:, None]), best, 0.0)
+    total = sum_(where(chosen, rows, 0.0), 1)
+    if mode == "sum":
+        return total
+    counts = xp.maximum(inside.sum(axis=1), 1).astype(rows.array.dtype)
+    return total / wrap(counts[:, None])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, cast, op, recover
-from distgrad.autograd.inplace import assign, in_place, refuse_leaf
+from distgrad.autograd.inplace import assign, in_place, refuse_expanded, refuse_leaf
 from distgrad.autograd.mode import mode
 from distgrad.autograd.samples import booleans, case, given, integers, real
 from distgrad.backend.device import array_namespace
@@ -468,6 +468,7 @@ def _check_value(input: Tensor, value: Any, exact: bool) -> None:
 
 
 def _write(input: Tensor, reader: IndexReader, value: Any) -> None:
+    refuse_expanded(input.array)
     place = input.array[(*reader.basic, ...)]
     if reader.arrays:
         xp = array_namespace(place)

@@ -17,6 +17,7 @@ from distgrad.ops.shape import (
     atleast_2d,
     atleast_3d,
     expand,
+    narrow,
     reshape,
     wrap_dim,
 )
@@ -347,13 +348,19 @@ def _split_along(
 def unsafe_split(
     tensor: Tensor, split_size: int | Sequence[int], dim: int = 0
 ) -> tuple[Tensor, ...]:
-    """Return what ``split`` does."""
-    return tuple(split(tensor, split_size, dim))
+    """Return what ``split`` does; the parts may be changed in place."""
+    parts, start = [], 0
+    for part in split(tensor.detach(), split_size, dim):
+        length = part.array.shape[dim]
+        parts.append(narrow(tensor, dim, start, length))
+        start += length
+    return tuple(parts)
 
 
 def unsafe_chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """Return what ``chunk`` does."""
-    return chunk(input, chunks, dim)
+    """Return what ``chunk`` does; the parts may be changed in place."""
+    sizes = [part.array.shape[dim] for part in chunk(input.detach(), chunks, dim)]
+    return unsafe_split(input, sizes, dim)
 
 
 # ---------------------------------------------------------------------- grids

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
+import numpy
+
 from distgrad.autograd.declare import op
-from distgrad.autograd.mode import no_grad
 from distgrad.autograd.samples import between, case, given, integers, positive, real
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
 from distgrad.ops.activation import log_softmax, logsigmoid
-from distgrad.ops.compare import clamp_min, where
+from distgrad.ops.compare import where
 from distgrad.ops.elementwise import abs as abs_
 from distgrad.ops.elementwise import exp, log
 from distgrad.ops.reduce import mean
 from distgrad.ops.reduce import sum as sum_
-from distgrad.ops.shape import broadcast_tensors, unsqueeze
+from distgrad.ops.shape import expand, reshape, unsqueeze
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
 __all__ = [
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "gaussian_nll_loss",
-    "huber_loss", "kl_div", "l1_loss", "mse_loss", "nll_loss", "pick", "poisson_nll_loss", "reduced",
-    "reduction_of", "smooth_l1_loss",
+    "bernoulli_surprise", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "cross_entropy", "cross_entropy_loss", "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss",
+    "mse_loss", "nll_loss", "pick", "pick_backward", "poisson_nll_loss", "reduced", "reduction_of",
+    "smooth_l1_loss",
 ]  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
         return reduced(loss, reduction)
     loss = loss * weight
     if reduction == "mean":
-        return sum_(loss) / sum_(weight.expand(loss.array.shape))  # type: ignore[attr-defined]
+        return sum_(loss) / sum_(expand(weight, loss.array.shape))
     return reduced(loss, reduction)
 
 
@@ -74,8 +75,8 @@ def _same_size(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor
         "Please ensure they have the same size.",
         stacklevel=3,
     )
-    one, other = broadcast_tensors(input, target)
-    return one, other
+    shape = numpy.broadcast_shapes(input.array.shape, target.array.shape)
+    return expand(input, shape), expand(target, shape)
 
 
 # ---------------------------------------------------------------------- cross entropy
@@ -83,7 +84,7 @@ def _check_classes(xp: Namespace, x: Array, target: Array, weight: Array | None)
     if x.ndim == 0 or x.ndim != target.ndim + 1:
         raise ShapeError(
             "0D or 1D target tensor expected, multi-target not supported: input "
-            f"{list(x.shape)} needs a target of shape {[*x.shape[:1], *x.shape[2:]][x.ndim == 1:]}"
+            f"{list(x.shape)} needs a target of shape {[*x.shape[:1], *x.shape[2:]][x.ndim == 1 :]}"
         )
     if target.dtype.kind not in "iu" or target.dtype.itemsize not in (1, 8):
         raise DtypeError(
@@ -148,73 +149,92 @@ def _smooth(
     return loss if valid is None else loss * valid
 
 
+def _row_sums(xp: Namespace, rows: Array) -> tuple[Array, Array]:
+    """Return Σ exp(row - shift) and shift: the rows' maxima, or none where that is safe anyway.
+
+    Finding and subtracting maxima costs two passes; no exponential overflows below e⁶⁰.
+    """
+    none = xp.zeros(0, rows.dtype)
+    if not rows.size:
+        return xp.zeros(len(rows), rows.dtype), none
+    if float(rows.max()) < 60:
+        sums = _exponential_sums(xp, rows, none)
+        if float(sums.min()) > 1e-30:
+            return sums, none
+    top = rows.max(axis=1)
+    top = xp.where(xp.isneginf(top), xp.zeros_like(top), top)
+    return _exponential_sums(xp, rows, top), top
+
+
+def _exponential_sums(xp: Namespace, rows: Array, shift: Array) -> Array:
+    sums, ones = xp.empty(len(rows), rows.dtype), xp.ones(rows.shape[1], rows.dtype)
+    for part in xp.row_blocks(*rows.shape):
+        if shift.size:
+            e = xp.subtract(rows[part], shift[part, None])
+            xp.exp(e, out=e)
+        else:
+            e = xp.exp(rows[part])
+        xp.matmul(e, ones, out=sums[part])
+    return sums
+
+
 def _cross_entropy(
     xp: Namespace, x: Array, target: Array, weight: Array | None, reduction: str, ignore: int,
     smoothing: float,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+) -> tuple[Array, ...]:  # fmt: skip
     _check_classes(xp, x, target, weight)
     rows = _class_rows(xp, x)
     count, classes = rows.shape
     labels, w, valid = _row_weights(xp, classes, target.reshape(-1), weight, ignore, rows.dtype)
-    lse = _row_logsumexp(xp, rows)
-    loss = lse - rows[xp.arange(count), labels]
-    if w is not None:
-        loss *= w
-    if smoothing:
-        loss *= 1 - smoothing
-        loss += _smooth(xp, rows, lse, weight, valid) * (smoothing / classes)
-    total = xp.asarray(count if w is None else xp.add.reduce(w), rows.dtype)
-    if reduction == "none":
-        return loss.reshape(target.shape).astype(x.dtype, copy=False), lse, total
-    out = xp.add.reduce(loss)
-    if reduction == "mean":
-        with xp.errstate(invalid="ignore", divide="ignore"):
-            out = out / total
-    return xp.asarray(out, x.dtype), lse, total
-
-
-def _row_logsumexp(xp: Namespace, rows: Array) -> Array:
-    if not rows.size:
-        return xp.zeros(len(rows), rows.dtype)
-    top = rows.max(axis=1)
-    lse = xp.empty_like(top)
-    ones = xp.ones(rows.shape[1], rows.dtype)
+    sums, shift = _row_sums(xp, rows)
     with xp.errstate(invalid="ignore", divide="ignore"):
-        for part in xp.row_blocks(*rows.shape):
-            e = xp.subtract(rows[part], top[part, None])
-            xp.exp(e, out=e)
-            xp.log(xp.matmul(e, ones), out=lse[part])
-        lse += top
-    return lse
+        lse = xp.log(sums)
+        if shift.size:
+            lse += shift
+        loss = lse - rows[xp.arange(count), labels]
+        if w is not None:
+            loss *= w
+        if smoothing:
+            loss *= 1 - smoothing
+            loss += _smooth(xp, rows, lse, weight, valid) * (smoothing / classes)
+        total = xp.asarray(count if w is None else xp.add.reduce(w), rows.dtype)
+        out = loss.reshape(target.shape) if reduction == "none" else xp.add.reduce(loss)
+        if reduction == "mean":
+            out = out / total
+    used = xp.zeros(0, labels.dtype) if valid is None else labels
+    kept = xp.zeros(0, rows.dtype) if w is None else w
+    return xp.asarray(out, x.dtype), used, kept, sums, shift, total
 
 
 def _d_cross_entropy(
-    xp: Namespace, g: Array, input: Array, target: Array, weight: Array | None, lse: Array,
-    total: Array, reduction: str, ignore_index: int, label_smoothing: float,
+    xp: Namespace, g: Array, input: Array, target: Array, weight: Array | None, labels: Array,
+    row_weights: Array, sums: Array, shift: Array, total: Array, reduction: str, ignore_index: int,
+    label_smoothing: float,
 ) -> Array:  # fmt: skip
     """(p·Σq − q)·g for each row, q the target distribution times the weights."""
     rows = _class_rows(xp, input)
     count, classes = rows.shape
-    labels, w, valid = _row_weights(
-        xp, classes, target.reshape(-1), weight, ignore_index, rows.dtype
-    )
+    labels = labels if labels.size else target.reshape(-1)
     with xp.errstate(invalid="ignore", divide="ignore"):
         scale = g.reshape(-1) / total if reduction == "mean" else g.reshape(-1)
     scale = scale.astype(rows.dtype, copy=False)
-    hit = scale if w is None else scale * w
-    whole = hit
+    whole = hit = scale * row_weights if row_weights.size else scale
+    spread = None
     if label_smoothing:
-        spread = scale * (label_smoothing / classes)
-        spread = spread if valid is None else spread * valid
-        hit = hit * (1 - label_smoothing)
-        ws = xp.ones(classes, rows.dtype) if weight is None else weight.astype(rows.dtype)
-        whole = hit + spread * float(ws.sum())
-    out = xp.subtract(rows, lse[:, None])
-    xp.exp(out, out=out)
-    out *= whole[:, None]
+        share = xp.full(classes, label_smoothing / classes, rows.dtype)
+        share = share if weight is None else share * weight
+        each = scale * (target.reshape(-1) != ignore_index)
+        spread, hit = (each, share), hit * (1 - label_smoothing)
+        whole = hit + each * float(share.sum())
+    out = xp.empty_like(rows)
+    for part in xp.row_blocks(count, classes):
+        if shift.size:
+            xp.subtract(rows[part], shift[part, None], out=out[part])
+        xp.exp(out[part] if shift.size else rows[part], out=out[part])
+    out *= (whole / sums)[:, None]
     out[xp.arange(count), labels] -= hit
-    if label_smoothing:
-        out -= spread[:, None] * ws
+    if spread:
+        out -= spread[0][:, None] * spread[1]
     if input.ndim > 2:
         batch, _, *space = input.shape
         out = xp.moveaxis(out.reshape(batch, *space, classes), -1, 1)
@@ -271,7 +291,7 @@ def _torch_cross_entropy(
              ignore_index=-100, label_smoothing=0.0),
         case(real(3), given(1), reduction="mean", ignore_index=-100, label_smoothing=0.0),
     ],
-    outputs=("loss", "lse!", "total!"),
+    outputs=("loss", "labels!", "row_weights!", "sums!", "shift!", "total!"),
     method=False,
     node="CrossEntropyLossBackward0",
     reference=_torch_cross_entropy,
@@ -338,7 +358,7 @@ def _soft_cross_entropy(
     terms = log_softmax(input, dim) * target
     if weight is not None:
         shape = (classes,) if dim == 0 else (1, classes) + (1,) * (input.ndim - 2)
-        terms = terms * weight.reshape(shape)  # type: ignore[attr-defined]
+        terms = terms * reshape(weight, shape)
     loss = -sum_(terms, dim)
     if reduction == "mean":
         return sum_(loss) / (loss.numel() if loss.ndim else 1)
@@ -418,16 +438,17 @@ def nll_loss(
     samples=[case(between(0.1, 0.9, 3, 2), between(0, 1, 3, 2))],
     method=False,
     reference=lambda torch, x, y: torch.nn.functional.binary_cross_entropy(x, y, reduction="none"),
-    d_input=lambda F, g, input, target: g * (input - target)
-    / F.maximum(input * (1 - input), F.where(input == input, 1e-12, input)),
+    d_input=lambda F, g, input, target: (
+        g * (input - target) / F.maximum(input * (1 - input), F.where(input == input, 1e-12, input))
+    ),
     d_target=lambda F, g, input: g * (F.log(1 - input) - F.log(input)),
 )
 def bernoulli_surprise(xp: Namespace, input: Tensor, target: Tensor) -> Array:
     """Return -target·log(input) - (1 - target)·log(1 - input), the logarithms at least -100."""
     with xp.errstate(divide="ignore"):
-        yes, no = xp.log(input), xp.log1p(-input)  # type: ignore[operator]
+        yes, no = xp.log(input), xp.log1p(-input)
     out = target * xp.maximum(yes, -100)
-    out += (1 - target) * xp.maximum(no, -100)  # type: ignore[operator]
+    out += (1 - target) * xp.maximum(no, -100)
     return xp.negative(out)
 
 
@@ -579,7 +600,7 @@ def kl_div(
     if log_target:
         loss = exp(target) * (target - input)
     else:
-        positive_ = target > 0  # type: ignore[operator]
+        positive_ = target > 0
         loss = target * log(where(positive_, target, 1.0)) - target * input
     loss = reduced(loss, reduction)
     return loss / input.array.shape[0] if batchmean and input.ndim else loss
@@ -638,7 +659,7 @@ def poisson_nll_loss(
     reduction = reduction_of("poisson_nll_loss", reduction, size_average, reduce)
     loss = exp(input) - target * input if log_input else input - target * log(input + eps)
     if full:
-        above = target > 1  # type: ignore[operator]
+        above = target > 1
         t = where(above, target, 1.0)
         stirling = t * log(t) - t + 0.5 * log(2 * math.pi * t)
         loss = loss + where(above, stirling, 0.0)

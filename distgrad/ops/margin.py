@@ -7,11 +7,10 @@ from collections.abc import Callable
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError, signature
 from distgrad.ops.activation import logsigmoid
-from distgrad.ops.compare import clamp_min, minimum, where
+from distgrad.ops.compare import clamp_min, eq, minimum, ne, where
 from distgrad.ops.elementwise import sqrt
 from distgrad.ops.loss import pick, reduced, reduction_of
-from distgrad.ops.norm import p_norm
-from distgrad.ops.reduce import mean
+from distgrad.ops.reduce import mean, vector_norm
 from distgrad.ops.reduce import sum as sum_
 from distgrad.ops.shape import expand, unsqueeze
 from distgrad.tensor import Tensor, wrap
@@ -31,8 +30,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Args:
         eps: the smallest norm to divide by.
     """
-    unit1 = x1 / clamp_min(p_norm(x1, 2.0, dim, True), eps)
-    unit2 = x2 / clamp_min(p_norm(x2, 2.0, dim, True), eps)
+    unit1 = x1 / clamp_min(vector_norm(x1, 2, dim, True), eps)
+    unit2 = x2 / clamp_min(vector_norm(x2, 2, dim, True), eps)
     return sum_(unit1 * unit2, dim)
 
 
@@ -40,7 +39,7 @@ def pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
     """Return the ``p``-norm of ``x1 - x2 + eps`` over the last dimension."""
-    return p_norm(x1 - x2 + eps, float(p), -1, keepdim)
+    return vector_norm(x1 - x2 + eps, p, -1, keepdim)
 
 
 # ---------------------------------------------------------------------- two classes, 1 and -1
@@ -54,8 +53,8 @@ def hinge_embedding_loss(
 ) -> Tensor:
     """Return input where target is 1, and max(0, margin - input) where it is -1."""
     reduction = reduction_of("hinge_embedding_loss", reduction, size_average, reduce)
-    far = where(target != 1, clamp_min(margin - input, 0), 0.0)
-    near = where(target != -1, input, 0.0)
+    far = where(ne(target, 1), clamp_min(margin - input, 0), 0.0)
+    near = where(ne(target, -1), input, 0.0)
     return reduced(far + near, reduction)
 
 
@@ -109,14 +108,14 @@ def cosine_embedding_loss(
     if not input1.ndim == input2.ndim == target.ndim + 1:
         named = {"input1": input1, "input2": input2, "target": target}
         raise ShapeError(
-            f"{signature('cosine_embedding_loss', named, {})}: {target.ndim}D target tensor expects "
-            f"{target.ndim + 1}D input tensors"
+            f"{signature('cosine_embedding_loss', named, {})}: {target.ndim}D target tensor "
+            f"expects {target.ndim + 1}D input tensors"
         )
     size1 = sum_(input1 * input1, -1) + 1e-12
     size2 = sum_(input2 * input2, -1) + 1e-12
     cos = sum_(input1 * input2, -1) / sqrt(size1 * size2)
-    far = where(target == -1, clamp_min(cos - margin, 0), 0.0)
-    return reduced(where(target == 1, 1 - cos, 0.0) + far, reduction)
+    far = where(eq(target, -1), clamp_min(cos - margin, 0), 0.0)
+    return reduced(where(eq(target, 1), 1 - cos, 0.0) + far, reduction)
 
 
 # ---------------------------------------------------------------------- triplets

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import op
-from distgrad.autograd.samples import apart, case, distinct, real
+from distgrad.autograd.samples import case, real
 from distgrad.backend.dtype import finfo
 from distgrad.errors import ArgumentError, DtypeError, ShapeError, describe, signature
+from distgrad.ops.arrange import pad
 from distgrad.ops.compare import clamp_min
 from distgrad.ops.pool import avg_pool2d
-from distgrad.ops.reduce import kept_shape
+from distgrad.ops.reduce import vector_norm
 from distgrad.ops.shape import reshape
 from distgrad.tensor import Tensor, shared_of
 from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
     "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm",
-    "native_batch_norm", "native_layer_norm", "normalize", "p_norm", "rms_norm",
+    "native_batch_norm", "native_layer_norm", "normalize", "rms_norm",
 ]  # fmt: skip
 
 
@@ -32,7 +33,9 @@ def _rows(xp: Namespace, x: Array, width: int) -> Array:
 
 def _check_normalized_shape(op_: str, x: Array, shape: Shape, *affine: Array | None) -> None:
     if not shape:
-        raise ShapeError(f"{op_} needs at least one normalized dimension; normalized_shape is empty")
+        raise ShapeError(
+            f"{op_} needs at least one normalized dimension; normalized_shape is empty"
+        )
     if tuple(x.shape[-len(shape) :]) != shape:
         raise ShapeError(
             f"Given normalized_shape={list(shape)}, expected input with shape "
@@ -46,56 +49,6 @@ def _check_normalized_shape(op_: str, x: Array, shape: Shape, *affine: Array | N
             )
         if a is not None and a.dtype != x.dtype and x.dtype.itemsize != 2:
             raise DtypeError(f"expected {name} of dtype {x.dtype} like input, but got {a.dtype}")
-
-
-# ---------------------------------------------------------------------- p-norms
-def _p_norm(xp: Namespace, x: Array, p: float, dim: int | tuple[int, ...], keepdim: bool) -> Array:
-    if p == 2:
-        return xp.sqrt(xp.add.reduce(x * x, axis=dim, keepdims=keepdim))
-    size = xp.abs(x)
-    if math.isinf(p):
-        return (xp.max if p > 0 else xp.min)(size, axis=dim, keepdims=keepdim)
-    if p == 0:
-        return xp.add.reduce((x != 0).astype(x.dtype), axis=dim, keepdims=keepdim)
-    if p == 1:
-        return xp.add.reduce(size, axis=dim, keepdims=keepdim)
-    return xp.add.reduce(size**p, axis=dim, keepdims=keepdim) ** (1 / p)
-
-
-def _d_p_norm(F: Any, g: Any, input: Any, out: Any, p: float, dim: Any, keepdim: bool) -> Any:
-    """x·|x|^(p-2)·‖x‖^(1-p)·g, and 0 where the norm is 0, as in PyTorch."""
-    if not keepdim:
-        kept = kept_shape(input.shape, dim)
-        g, out = F.reshape(g, kept), F.reshape(out, kept)
-    if p == 2:
-        return g * input / F.where(out == 0, 1.0, out)
-    if p == 1:
-        return g * F.sign(input)
-    if p == 0:
-        return g * (input * 0.0)
-    size = F.abs(input)
-    if math.isinf(p):
-        top = F.where(size == out, 1.0, 0.0) * F.sign(input)
-        return g * top / F.sum(F.where(size == out, 1.0, 0.0), dim, True)
-    some = F.where(size == 0, 1.0, size)
-    slope = F.where(size == 0, 0.0, F.sign(input) * F.pow(some, p - 1))
-    return g * slope * F.pow(F.where(out == 0, 1.0, out), 1 - p)
-
-
-@op(
-    samples=[case(real(3, 4), p=2.0, dim=1), case(real(2, 3), p=3.5, dim=(0, 1), keepdim=True),
-             case(apart(3, 4), p=1.0, dim=-1), case(distinct(3, 4), p=math.inf, dim=0),
-             case(apart(3, 4), p=0.0, dim=0)],
-    method=False,
-    reference=lambda torch, x, p, dim, keepdim=False:
-        torch.linalg.vector_norm(x, p, dim, keepdim),
-    d_input=_d_p_norm,
-)  # fmt: skip
-def p_norm(
-    xp: Namespace, input: Tensor, p: float, dim: int | tuple[int, ...], keepdim: bool = False
-) -> Array:
-    """Return (Σ |input|^p)^(1/p) over ``dim``: for p = ±inf the extreme, for 0 the count."""
-    return _p_norm(xp, input, p, dim, keepdim)
 
 
 # ---------------------------------------------------------------------- layer norm
@@ -257,7 +210,12 @@ def _rms_norm(
 
 
 def _d_rms_norm(
-    xp: Namespace, g: Array, input: Array, normalized_shape: Shape, weight: Array | None, rstd: Array
+    xp: Namespace,
+    g: Array,
+    input: Array,
+    normalized_shape: Shape,
+    weight: Array | None,
+    rstd: Array,
 ) -> tuple[Array, Array | None]:
     """dx = r·(g·w − x̂·mean(g·w·x̂))."""
     width = math.prod(normalized_shape)
@@ -442,8 +400,8 @@ def batch_norm(
     Source:
         Ioffe, Szegedy, "Batch Normalization" (2015).
     """
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    _check_channels("batch_norm", input, named)
+    running = {"running_mean": running_mean, "running_var": running_var}
+    _check_channels("batch_norm", input, running | {"weight": weight, "bias": bias})
     if not training:
         return _by_running("batch_norm", input, running_mean, running_var, weight, bias, eps)
     count = input.numel() // max(input.array.shape[1], 1)
@@ -520,8 +478,8 @@ def instance_norm(
     Source:
         Ulyanov, Vedaldi, Lempitsky, "Instance Normalization" (2016).
     """
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    _check_channels("instance_norm", input, named)
+    running = {"running_mean": running_mean, "running_var": running_var}
+    _check_channels("instance_norm", input, running | {"weight": weight, "bias": bias})
     if not use_input_stats:
         return _by_running("instance_norm", input, running_mean, running_var, weight, bias, eps)
     batch, channels, *space = input.array.shape
@@ -578,8 +536,8 @@ def group_norm(
 def normalize(
     input: Tensor, p: float = 2.0, dim: int | tuple[int, ...] = 1, eps: float = 1e-12
 ) -> Tensor:
-    """Return ``input`` divided by its ``p``-norm over ``dim``, or by ``eps`` where that is larger."""
-    return input / clamp_min(p_norm(input, float(p), dim, True), eps)
+    """Return ``input`` divided by its ``p``-norm over ``dim``, or by ``eps`` if that is larger."""
+    return input / clamp_min(vector_norm(input, p, dim, True), eps)
 
 
 def local_response_norm(

@@ -90,7 +90,10 @@ def _float_only(name: str, input: Any) -> None:
         )
 
 
-def _not_empty(name: str, input: Any, dims: tuple[int, ...] | None) -> None:
+def _comparable(name: str, input: Any, dims: tuple[int, ...] | None) -> None:
+    """Refuse complex numbers, and dimensions without an element."""
+    if input.dtype.kind == "c":
+        raise DtypeError(f"{name}() does not support complex input; use .abs() or .real")
     if 0 not in input.shape:
         return
     if dims is None:
@@ -415,7 +418,7 @@ def amax(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
     Gradient: equal parts to all elements that attain the maximum.
     """
     dims = axes(dim, input.ndim)
-    _not_empty("amax", input, dims)
+    _comparable("amax", input, dims)
     return xp.max(input, axis=dims, keepdims=keepdim)
 
 
@@ -431,7 +434,7 @@ def amin(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
     Gradient: equal parts to all elements that attain the minimum.
     """
     dims = axes(dim, input.ndim)
-    _not_empty("amin", input, dims)
+    _comparable("amin", input, dims)
     return xp.min(input, axis=dims, keepdims=keepdim)
 
 
@@ -484,7 +487,7 @@ def _extreme(xp: Namespace, search: Any, name: str, input: Any, dim: int, keepdi
         wrap_dim(dim, 0)
         return xp.array(input, copy=True), xp.zeros((), xp.int64)
     d = wrap_dim(dim, input.ndim)
-    _not_empty(name, input, (d,))
+    _comparable(name, input, (d,))
     at = xp.expand_dims(search(input, axis=d), d)
     values = xp.take_along_axis(input, at, d)
     return (values, at) if keepdim else (values.squeeze(d), at.squeeze(d))
@@ -541,7 +544,7 @@ def max(  # type: ignore[no-redef]
     if isinstance(dim, Tensor):
         return maximum(input, dim)
     if dim is None:
-        _not_empty("max", input.array, None)
+        _comparable("max", input.array, None)
         return amax(input)
     _one_dimension("max", dim)
     return _max_op(input, dim, keepdim)
@@ -558,7 +561,7 @@ def min(  # type: ignore[no-redef]
     if isinstance(dim, Tensor):
         return minimum(input, dim)
     if dim is None:
-        _not_empty("min", input.array, None)
+        _comparable("min", input.array, None)
         return amin(input)
     _one_dimension("min", dim)
     return _min_op(input, dim, keepdim)
@@ -572,8 +575,8 @@ def _one_dimension(name: str, dim: object) -> None:
 
 
 def _place(xp: Namespace, search: Any, name: str, input: Any, dim: Any, keepdim: bool) -> Array:
-    if input.dtype == bool:
-        raise DtypeError(f"{name}(): does not support bool input; convert with .int()")
+    if input.dtype.kind in "bc":
+        raise DtypeError(f"{name}(): does not support {input.dtype} input; convert it first")
     if not input.size and dim is None:
         raise IndexOutOfRange(
             f"{name}(): Expected reduction dim to be specified for input.numel() == 0."
@@ -583,7 +586,7 @@ def _place(xp: Namespace, search: Any, name: str, input: Any, dim: Any, keepdim:
         at = xp.asarray(search(input))
         return at.reshape((1,) * input.ndim if keepdim else ())
     d = wrap_dim(dim, input.ndim)
-    _not_empty(name, input, (d,))
+    _comparable(name, input, (d,))
     at = search(input, axis=d)
     return xp.expand_dims(at, d) if keepdim else at
 
@@ -616,13 +619,13 @@ def _median_place(xp: Namespace, x: Array, nan_wins: bool) -> Array:
 
 
 def _median(xp: Namespace, input: Any, dim: int, keepdim: bool, nan_wins: bool) -> Any:
-    if input.dtype == bool:
-        raise DtypeError('"median" not implemented for bool; convert with .int()')
+    if input.dtype.kind in "bc":
+        raise DtypeError(f'"median" not implemented for {input.dtype}; convert it first')
     if not input.ndim:
         wrap_dim(dim, 0)
         return xp.array(input, copy=True), xp.zeros((), xp.int64)
     d = wrap_dim(dim, input.ndim)
-    _not_empty("median", input, (d,))
+    _comparable("median", input, (d,))
     last = xp.moveaxis(input, d, -1)
     at = _median_place(xp, last, nan_wins)
     values, at = (xp.moveaxis(a, -1, d) for a in (xp.take_along_axis(last, at, -1), at))
@@ -776,7 +779,7 @@ def vector_norm(
 
 def _norm(xp: Namespace, x: Any, p: float, dims: tuple[int, ...] | None, keepdim: bool) -> Array:
     if math.isinf(p):
-        _not_empty("vector_norm", x, dims)
+        _comparable("vector_norm", x, dims)
         return (xp.max if p > 0 else xp.min)(xp.abs(x), axis=dims, keepdims=keepdim)
     if p == 2 and x.dtype.kind == "f":
         return xp.sqrt(xp.add.reduce(xp.multiply(x, x), dims, None, None, keepdim))

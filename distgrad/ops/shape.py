@@ -206,6 +206,7 @@ def view(xp: Namespace, input: Tensor, shape: Shape) -> Array:
 )  # fmt: skip
 def expand(xp: Namespace, input: Tensor, size: Shape) -> Array:
     """Return a view that repeats dimensions of length 1; -1 keeps a length."""
+    size = tuple(size)
     have, lead = input.shape, len(size) - input.ndim
     if lead < 0:
         raise ShapeError(
@@ -229,6 +230,8 @@ def expand(xp: Namespace, input: Tensor, size: Shape) -> Array:
                 f"non-singleton dimension {place}. Target sizes: {list(size)}. "
                 f"Tensor sizes: {list(have)}"
             )
+    if size[lead:] == have and all([n == 1 for n in size[:lead]]):
+        return xp.reshape(input, size)  # NumPy's expanded arrays are read-only, this one need not be
     return xp.broadcast_to(input, size)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from distgrad.errors import ArgumentError
 from distgrad.optim import rules
 from distgrad.optim.checks import at_least_0, check_lr, refuse_differentiable
 from distgrad.optim.optimizer import Group, Optimizer, Params
 from distgrad.optim.runs import Rule
-from distgrad.errors import ArgumentError
 from distgrad.tensor import Tensor
 
 

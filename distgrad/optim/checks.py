@@ -17,7 +17,7 @@ def check_lr(lr: Any) -> None:
 
 def at_least_0(what: str, value: Any) -> None:
     """Raise unless ``value`` is 0 or more (NaN is not)."""
-    if not 0.0 <= float(value):
+    if not float(value) >= 0.0:
         raise ArgumentError(f"Invalid {what}: {value}")
 
 

@@ -263,9 +263,7 @@ class ConstantLR(LRScheduler):
     ) -> None:
         """Take the factor and for how long it holds."""
         if factor > 1.0 or factor < 0:
-            raise ArgumentError(
-                "Constant multiplicative factor expected to be between 0 and 1."
-            )
+            raise ArgumentError("Constant multiplicative factor expected to be between 0 and 1.")
         self.factor, self.total_iters = factor, total_iters
         super().__init__(optimizer, last_epoch)
 
@@ -513,7 +511,9 @@ class OneCycleLR(LRScheduler):
                 f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}"
             )
         self._anneal_func_type = anneal_strategy
-        self._schedule_phases = _phases(float(pct_start * self.total_steps), self.total_steps, three_phase)
+        self._schedule_phases = _phases(
+            float(pct_start * self.total_steps), self.total_steps, three_phase
+        )
         self.cycle_momentum = cycle_momentum
         if last_epoch == -1:
             peaks = _for_each_group("max_lr", optimizer, max_lr)
@@ -576,9 +576,7 @@ def _total_steps(total: int | None, epochs: int | None, per_epoch: int | None) -
     elif epochs is not None and per_epoch is not None:
         given = {"epochs": epochs, "steps_per_epoch": per_epoch}
     else:
-        raise ArgumentError(
-            "You must define either total_steps OR (epochs AND steps_per_epoch)"
-        )
+        raise ArgumentError("You must define either total_steps OR (epochs AND steps_per_epoch)")
     for name, value in given.items():
         if not isinstance(value, int) or value <= 0:
             raise ArgumentError(f"Expected positive integer {name}, but got {value}")

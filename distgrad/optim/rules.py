@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 from distgrad.typing import Array, Namespace
 
-
 WeightDecay: TypeAlias = "Callable[[Namespace, Array, Array, float, float], Array]"
 """``decay(xp, p, g, lr, weight_decay)`` changes ``p`` or returns another gradient."""
 

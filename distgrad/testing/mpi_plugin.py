@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from distgrad.distributed import ProcessGroup, local_group, mpi_group, run_ranks, world_from_env
 from distgrad.distributed.default import set_thread_group
+from distgrad.distributed.mpi import start_mpi
 from distgrad.testing.mpi_parent import MpiParent
 from distgrad.testing.mpi_rank import MpiRank
 from distgrad.testing.worlds import DEFAULT_SIZES, IN_PROCESS, World, world_of
@@ -93,7 +93,9 @@ def group(rank_world: World, pytestconfig: pytest.Config) -> Iterator[ProcessGro
         return
     limit = pytestconfig.getoption("mpi_timeout") / 2  # so that the wait, not the job, gives up
     made: ProcessGroup = (
-        local_group(limit) if rank_world.backend == "local" else mpi_group(_world_comm(), limit)
+        local_group(limit)
+        if rank_world.backend == "local"
+        else mpi_group(start_mpi().COMM_WORLD, limit)
     )
     set_thread_group(made)
     yield made
@@ -106,12 +108,5 @@ def shared_tmp_path(tmp_path: Path, rank_world: World) -> Path:
     """A new folder, the same one on every rank."""
     if rank_world.backend != "mpi":
         return tmp_path
-    shared: Path = _world_comm().bcast(tmp_path)
+    shared: Path = start_mpi().COMM_WORLD.bcast(tmp_path)
     return shared
-
-
-def _world_comm() -> Any:
-    # Only a rank under mpirun comes here; importing it starts MPI.
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from distgrad.distributed.mpi import check_launcher
+from distgrad.distributed.mpi import start_mpi
 from distgrad.distributed.progress import nap_s
 from distgrad.testing.worlds import drop_foreign_skip, world_of
 
@@ -31,12 +31,8 @@ class MpiRank:
     """Hooks of one rank."""
 
     def __init__(self, config: pytest.Config) -> None:
-        # Here and not at the top: importing it starts MPI.
-        from mpi4py import MPI
-
-        check_launcher(MPI)
-        self._mpi = MPI
-        self._comm = MPI.COMM_WORLD.Dup()
+        self._mpi = start_mpi()
+        self._comm = self._mpi.COMM_WORLD.Dup()
         self._config = config
         self._limit: float = config.getoption("mpi_timeout")
         self._grace: float = config.getoption("mpi_grace")

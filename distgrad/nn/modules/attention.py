@@ -14,9 +14,10 @@ from distgrad.nn.modules.linear import NonDynamicallyQuantizableLinear
 from distgrad.nn.parameter import Parameter
 from distgrad.ops.create import empty, zeros
 from distgrad.ops.elementwise import add, mul
+from distgrad.ops.join import cat, chunk
 from distgrad.ops.matmul import matmul
 from distgrad.ops.reduce import mean
-from distgrad.ops.shape import cat, chunk, expand, reshape, squeeze, transpose, unsqueeze
+from distgrad.ops.shape import expand, reshape, squeeze, transpose, unsqueeze
 from distgrad.tensor import Tensor, wrap
 
 
@@ -89,7 +90,9 @@ class MultiheadAttention(Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        names = ["in_proj_weight"] if self._qkv_same_embed_dim else [f"{n}_proj_weight" for n in "qkv"]
+        names = (
+            ["in_proj_weight"] if self._qkv_same_embed_dim else [f"{n}_proj_weight" for n in "qkv"]
+        )
         for name in names:
             init.xavier_uniform_(getattr(self, name))
         if self.in_proj_bias is not None and self.out_proj.bias is not None:

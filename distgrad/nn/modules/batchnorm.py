@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from distgrad.backend.dtype import int64
 from distgrad.errors import ArgumentError
 from distgrad.nn import functional as F
 from distgrad.nn.module import Module
 from distgrad.nn.modules.normalization import affine_parameters, reset_affine
 from distgrad.ops.create import ones, tensor, zeros
 from distgrad.ops.shape import squeeze, unsqueeze
-from distgrad.backend.dtype import int64
 from distgrad.tensor import Tensor, shared_of
 
 

@@ -241,9 +241,7 @@ class _ConvTranspose(_ConvNd):
         ]
         most = [n + s - 1 for n, s in zip(least, self.stride, strict=True)]
         fits = len(output_size) in (self._dims, input.array.ndim)
-        if not fits or any(
-            not a <= n <= b for a, n, b in zip(least, wanted, most, strict=True)
-        ):
+        if not fits or any(not a <= n <= b for a, n, b in zip(least, wanted, most, strict=True)):
             raise ArgumentError(
                 f"{type(self).__name__}({input._brief()}): requested an output size of "
                 f"{list(output_size)}, but valid sizes range from {least} to {most}"

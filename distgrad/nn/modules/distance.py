@@ -11,7 +11,7 @@ class PairwiseDistance(Module):
     """The p-norm of the difference of two batches of vectors."""
 
     def __init__(self, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> None:
-        """Take the exponent, a number added to the difference, and whether to keep the dimension."""
+        """Take the exponent, what is added to the difference, and whether to keep the dim."""
         super().__init__()
         self.norm, self.eps, self.keepdim = p, eps, keepdim
 

@@ -10,9 +10,7 @@ from distgrad.nn.module import Module
 from distgrad.tensor import Tensor
 
 
-def legacy_reduction(
-    size_average: bool | None, reduce: bool | None, reduction: str
-) -> str:
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     """Return the reduction that the older arguments ``size_average`` and ``reduce`` mean."""
     if size_average is None and reduce is None:
         return reduction
@@ -195,9 +193,7 @@ class BCELoss(_WeightedLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of ``input`` against ``target``."""
-        return F.binary_cross_entropy(
-            input, target, weight=self.weight, reduction=self.reduction
-        )
+        return F.binary_cross_entropy(input, target, weight=self.weight, reduction=self.reduction)
 
 
 class BCEWithLogitsLoss(_Loss):
@@ -316,9 +312,7 @@ class HingeEmbeddingLoss(_Margin):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the distances ``input``."""
-        return F.hinge_embedding_loss(
-            input, target, margin=self.margin, reduction=self.reduction
-        )
+        return F.hinge_embedding_loss(input, target, margin=self.margin, reduction=self.reduction)
 
 
 class CosineEmbeddingLoss(_Margin):
@@ -439,32 +433,4 @@ class TripletMarginWithDistanceLoss(_Loss):
             margin=self.margin,
             swap=self.swap,
             reduction=self.reduction,
-        )
-
-
-class CTCLoss(_Loss):
-    """Minus the log-likelihood of label sequences over all alignments with the input.
-
-    Source: Graves et al. 2006.
-    """
-
-    def __init__(
-        self, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False
-    ) -> None:
-        """Take the blank label, the reduction, and whether impossible targets count for 0."""
-        super().__init__(reduction=reduction)
-        self.blank, self.zero_infinity = blank, zero_infinity
-
-    def forward(
-        self, log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor
-    ) -> Tensor:
-        """Return the loss of the log-probabilities (T, N, C)."""
-        return F.ctc_loss(
-            log_probs,
-            targets,
-            input_lengths,
-            target_lengths,
-            self.blank,
-            self.reduction,
-            self.zero_infinity,
         )

@@ -167,17 +167,14 @@ class RMSNorm(Module):
     def extra_repr(self) -> str:
         """Return the shape and the options."""
         return (
-            f"{self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}"
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
         )
 
 
 class LocalResponseNorm(Module):
     """Divides each element by a power of the mean square over ``size`` neighbouring channels."""
 
-    def __init__(
-        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-    ) -> None:
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         """Take the number of channels, the factor, the exponent and the additive constant."""
         super().__init__()
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k

@@ -10,7 +10,7 @@ from distgrad.nn.module import Module
 from distgrad.nn.modules.sizes import Sizes, per_dim
 from distgrad.tensor import Tensor
 
-OutputSizes: TypeAlias = "int | None | Sequence[int | None]"
+OutputSizes: TypeAlias = "int | Sequence[int | None] | None"
 
 
 class _MaxPoolNd(Module):
@@ -78,9 +78,7 @@ class _MaxUnpoolNd(Module):
     _dims = 0
     _function: Callable[..., Tensor]
 
-    def __init__(
-        self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0
-    ) -> None:
+    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> None:
         """Take the windows of the pooling to undo."""
         super().__init__()
         self.kernel_size = per_dim(kernel_size, self._dims)

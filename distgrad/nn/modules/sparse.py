@@ -96,9 +96,7 @@ class Embedding(_Table):
     ) -> None:
         """Draw the vectors from the standard normal distribution."""
         super().__init__()
-        self._setup(
-            num_embeddings, embedding_dim, padding_idx, _weight, _freeze, device, dtype
-        )
+        self._setup(num_embeddings, embedding_dim, padding_idx, _weight, _freeze, device, dtype)
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
 
