@@ -1,8 +1,9 @@
 """Automatic differentiation and data-parallel training on NumPy, CuPy and MPI."""
+# ruff: noqa: F403  (the chapters of operations say in __all__ what is public)
 
 from math import e, inf, nan, pi
 
-from distgrad import autograd, distributed, nn, optim, utils
+from distgrad import autograd, distributed, nn, ops, optim, utils
 from distgrad.autograd.functional import grad
 from distgrad.autograd.mode import (
     enable_grad,
@@ -50,7 +51,7 @@ from distgrad.backend.format import get_printoptions, printoptions, set_printopt
 from distgrad.ops import linalg, random
 from distgrad.ops.activation import *
 from distgrad.ops.arrange import *
-from distgrad.ops.attention import scaled_dot_product_attention
+from distgrad.ops.attention import *
 from distgrad.ops.compare import *
 from distgrad.ops.complex import *
 from distgrad.ops.conv import *
@@ -74,7 +75,107 @@ from distgrad.ops.random import *
 from distgrad.ops.reduce import *
 from distgrad.ops.scatter import *
 from distgrad.ops.shape import *
+from distgrad.ops.shape import broadcast_shapes
 from distgrad.ops.sort import *
+from distgrad.ops.special import *
 from distgrad.tensor import Size, Tensor
 from distgrad.utils.serialization import load, save
 from distgrad.version import __version__
+
+__all__ = [
+    "Size",
+    "Tensor",
+    "__version__",
+    "autograd",
+    "bfloat16",
+    "bool",
+    "broadcast_shapes",
+    "can_cast",
+    "cdouble",
+    "cfloat",
+    "cholesky",
+    "complex64",
+    "complex128",
+    "det",
+    "device",
+    "distributed",
+    "double",
+    "dtype",
+    "e",
+    "enable_grad",
+    "finfo",
+    "float",
+    "float16",
+    "float32",
+    "float64",
+    "get_default_device",
+    "get_default_dtype",
+    "get_printoptions",
+    "grad",
+    "half",
+    "iinfo",
+    "inf",
+    "inference_mode",
+    "int",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "inverse",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "linalg",
+    "load",
+    "long",
+    "matrix_exp",
+    "matrix_power",
+    "nan",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "pi",
+    "pinverse",
+    "printoptions",
+    "promote_types",
+    "random",
+    "result_type",
+    "save",
+    "set_default_device",
+    "set_default_dtype",
+    "set_grad_enabled",
+    "set_printoptions",
+    "short",
+    "slogdet",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "utils",
+    "vander",
+]
+__all__ += ops.activation.__all__
+__all__ += ops.arrange.__all__
+__all__ += ops.attention.__all__
+__all__ += ops.compare.__all__
+__all__ += ops.complex.__all__
+__all__ += ops.conv.__all__
+__all__ += ops.create.__all__
+__all__ += ops.cumulate.__all__
+__all__ += ops.einsum.__all__
+__all__ += ops.elementwise.__all__
+__all__ += ops.embed.__all__
+__all__ += ops.index.__all__
+__all__ += ops.join.__all__
+__all__ += ops.loss.__all__
+__all__ += ops.margin.__all__
+__all__ += ops.matmul.__all__
+__all__ += ops.methods.__all__
+__all__ += ops.norm.__all__
+__all__ += ops.pool.__all__
+__all__ += ops.random.__all__
+__all__ += ops.reduce.__all__
+__all__ += ops.scatter.__all__
+__all__ += ops.shape.__all__
+__all__ += ops.sort.__all__
+__all__ += ops.special.__all__

@@ -525,8 +525,9 @@ def test_the_mpirun_of_another_mpi_is_an_error_with_the_fix(tmp_path: Path) -> N
         env={**os.environ, **environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     assert done.returncode == 1
-    for part in ("DistributedError", "Open MPI started 4 ranks", "world of 1", "mpirun"):
+    for part in ("DistributedError", "Open MPI started 4 ranks", "The library is", "Start the job"):
         assert part in done.stderr
+    assert "sees a world of 1" in done.stderr or "cannot start under it" in done.stderr
 
 
 def test_importing_starts_no_mpi() -> None:

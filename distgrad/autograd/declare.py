@@ -249,16 +249,9 @@ def compile_operation(self: Operation, node_name: str) -> None:
     if self.outputs:
         names["_result"] = _result_type(self)
     self.source = call_source(self.plan)
+    _execute(self.source, f"<distgrad operation {self.name}>", names)
     if self.plan.rules:
-        self.source += pull_source(self.plan, graph=False)
-        if self.formula is None:
-            self.source += pull_source(self.plan, graph=True)
-    filename = f"<distgrad operation {self.name}>"
-    linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
-    exec(compile(self.source, filename, "exec"), names)
-    if self.plan.rules:
-        self.node.pull = names["pull"]  # type: ignore[method-assign]
-        self.node.pull_graph = names.get("pull_graph", _pull_formula)  # type: ignore[method-assign]
+        self.node.pull, self.node.pull_graph = _pull_first, _pull_graph_first  # type: ignore[method-assign]
     for place, name in enumerate(self.plan.kept):
         setattr(self.node, f"_saved_{name}", property(_saved_reader(place)))
     self.function = names[self.name]
@@ -266,6 +259,33 @@ def compile_operation(self: Operation, node_name: str) -> None:
     self.function.__module__ = self.forward.__module__
     self.function.__annotations__ = _public_annotations(self)
     self.function.op = self  # type: ignore[attr-defined]
+
+
+def _execute(source: str, filename: str, names: dict[str, Any]) -> None:
+    """Run ``source`` in ``names``; tracebacks will show its lines."""
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    exec(compile(source, filename, "exec"), names)
+
+
+def compile_backward(self: Operation) -> None:
+    """Make ``pull`` and ``pull_graph``: at the first backward, for most are never needed."""
+    names: dict[str, Any] = self.function.__globals__
+    source = pull_source(self.plan, graph=False)
+    if self.formula is None:
+        source += pull_source(self.plan, graph=True)
+    _execute(source, f"<distgrad backward of {self.name}>", names)
+    self.node.pull = names["pull"]  # type: ignore[method-assign]
+    self.node.pull_graph = names.get("pull_graph", _pull_formula)  # type: ignore[method-assign]
+
+
+def _pull_first(node: Node, F: Any, g: Any) -> tuple[Any, ...]:
+    compile_backward(node.op)  # type: ignore[attr-defined]
+    return node.pull(F, g)
+
+
+def _pull_graph_first(node: Node, F: Any, g: Any) -> tuple[Any, ...]:
+    compile_backward(node.op)  # type: ignore[attr-defined]
+    return node.pull_graph(F, g)
 
 
 def _result_type(self: Operation) -> Any:
@@ -324,9 +344,7 @@ def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
         (edge_of(o), d) for o, d in zip(out, g, strict=True) if d is not None
     ]  # fmt: skip
     edges = [edge_of(values[n]) for n in wanted]
-    found = engine.run(
-        roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False
-    )
+    found = engine.run(roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False)
     grads = dict(zip(wanted, found, strict=True))
     return tuple(grads.get(n) for n in names)
 
@@ -397,9 +415,7 @@ def _asarray(data: Any) -> Any:
     return numpy.asarray(data) if isinstance(data, numpy.generic | float | int) else data
 
 
-def recover(
-    name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]
-) -> Any:
+def recover(name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]) -> Any:
     """Raise what ``explain`` makes of an error inside an operation."""
     placed = explain(name, error, operands, options)
     if placed is error:
@@ -468,9 +484,12 @@ def _gathering(function: Callable[..., Any], option: str) -> Callable[..., Any]:
     return method
 
 
-def as_method(
-    function: Callable[P, Any], name: str = "", *, gather: str = ""
-) -> Callable[P, Any]:
+def as_property(function: Callable[[Tensor], Any], name: str = "") -> None:
+    """Make ``function(tensor)`` a property of Tensor."""
+    setattr(Tensor, name or function.__name__, property(function))
+
+
+def as_method(function: Callable[P, Any], name: str = "", *, gather: str = "") -> Callable[P, Any]:
     """Make ``function(tensor, …)``, a plain function of operations, a method of Tensor too.
 
     Args:

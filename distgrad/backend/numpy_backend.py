@@ -181,9 +181,7 @@ def _row_of(value: float, dtype: np.dtype[Any]) -> Array:
     return row
 
 
-def _with_number(
-    ufunc: np.ufunc, x: Array, value: float, out: Array | None
-) -> Array:
+def _with_number(ufunc: np.ufunc, x: Array, value: float, out: Array | None) -> Array:
     """``ufunc(x, value)`` where NumPy is four times faster with an array than with a number."""
     if x.size < 1024 or x.dtype.char not in "fd" or not x.flags.c_contiguous:
         return np.asarray(ufunc(x, x.dtype.type(value), out=out))

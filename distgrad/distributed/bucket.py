@@ -70,6 +70,11 @@ class Bucket:
             param._grad_buffer = view
 
     @property
+    def full(self) -> bool:
+        """True when every parameter has reported its gradient."""
+        return len(self.ready) == len(self.params)
+
+    @property
     def gradients(self) -> Any:
         """The flat gradients without the tail."""
         return self.flat[: self.spans[-1].stop]

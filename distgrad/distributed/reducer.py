@@ -110,7 +110,7 @@ class Reducer:
         self._place = {id(p): (b, i) for b in self.buckets for i, p in enumerate(b.params)}
         self._index = {id(p): i for i, (_, p) in enumerate(self.named)}
         self._progress = start_progress(self.channel) if group.size > 1 else None
-        self._running = False
+        self._running, self._launched = False, 0
         self._handles = [p.register_post_accumulate_grad_hook(self._hook) for _, p in self.named]
 
     def _make_buckets(self, cap_mb: float | None) -> list[Bucket]:
@@ -168,7 +168,7 @@ class Reducer:
 
     def reset(self) -> None:
         """Forget the backward that is running."""
-        self._running = False
+        self._running, self._launched = False, 0
         for bucket in self.buckets:
             bucket.ready.clear()
             bucket.job = None
@@ -191,10 +191,15 @@ class Reducer:
         bucket, place = self._place[id(param)]
         self._adopt(param)
         bucket.ready.add(place)
-        if len(bucket.ready) == len(bucket.params) and not bucket.tail:
-            self._launch(bucket)
-        elif self._progress is not None:
+        while self._next.full and not self._next.tail:
+            self._launch()
+        if self._progress is not None:
             self._progress.poll()
+
+    @property
+    def _next(self) -> Bucket:
+        """The bucket to send next: in the same order on all ranks, or sums would get mixed."""
+        return self.buckets[self._launched]
 
     def _adopt(self, param: Tensor) -> None:
         """Move a gradient that does not lie in its bucket (set by hand, or a graph) there."""
@@ -211,8 +216,10 @@ class Reducer:
         view.array[...] = grad.array
         param.grad = view
 
-    def _launch(self, bucket: Bucket) -> None:
-        """Hand the bucket to the communication thread."""
+    def _launch(self) -> None:
+        """Hand the next bucket to the communication thread."""
+        bucket = self._next
+        self._launched += 1
         if self._progress is None:
             return
         if self.reduction == "mean":
@@ -230,7 +237,7 @@ class Reducer:
     def _finish(self) -> None:
         """Send what is left at the end of backward, wait for all, and divide."""
         used = [p.grad is not None for _, p in self.named]
-        for bucket in self.buckets:
+        for bucket in self.buckets[self._launched :]:
             for param, span in zip(bucket.params, bucket.spans, strict=True):
                 if param.grad is None:
                     bucket.flat[span] = 0
@@ -239,8 +246,8 @@ class Reducer:
             if bucket.tail:
                 tail = bucket.flat[bucket.spans[-1].stop :]
                 write_tail(tail, used, self.count, self.group.size)
-            if bucket.job is None:
-                self._launch(bucket)
+        while self._launched < len(self.buckets):
+            self._launch()
         began = time.perf_counter()
         for bucket in self.buckets:
             self._wait(bucket)

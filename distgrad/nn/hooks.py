@@ -233,13 +233,13 @@ class _Gatherer:
 
 
 def _checked(kind: str, what: str, new: Any, old: tuple[Any, ...]) -> tuple[Any, ...]:
-    new = new if isinstance(new, tuple) else (new,)
-    if len(new) != len(old):
+    grads: tuple[Any, ...] = new if isinstance(new, tuple) else (new,)
+    if len(grads) != len(old):
         raise ArgumentError(
-            f"Backward {kind}hook returned an invalid number of {what}, got {len(new)}, "
+            f"Backward {kind}hook returned an invalid number of {what}, got {len(grads)}, "
             f"but expected {len(old)}; return a tuple with one for each, or None"
         )
-    return new
+    return grads
 
 
 def _spread(places: list[int], values: Sequence[Any], count: int) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from distgrad.autograd.graph import Removable
 from distgrad.autograd.mode import no_grad
@@ -123,7 +124,7 @@ class Module:
     def __delattr__(self, name: str) -> None:
         for held in (self._parameters, self._buffers, self._modules):
             if name in held:
-                del held[name]  # type: ignore[attr-defined]
+                del held[name]
                 self._non_persistent_buffers_set.discard(name)
                 return
         object.__delattr__(self, name)
@@ -420,7 +421,7 @@ class Module:
 
     def type(self: M, dst_type: dtypes.dtype) -> M:
         """Convert all parameters and buffers to ``dst_type``."""
-        return self._apply(lambda t: t.to(dtype=dst_type))  # type: ignore[attr-defined,no-any-return]
+        return self._apply(lambda t: t.to(dtype=dst_type))
 
     def to_empty(self: M, *, device: Device | str | int | None, recurse: bool = True) -> M:
         """Move to ``device`` without copying the values."""
@@ -575,7 +576,7 @@ class Module:
     def _register_load_state_dict_pre_hook(
         self, hook: Hook, with_module: bool = False
     ) -> Removable:
-        bound = _WithModule(hook, self) if with_module else hook
+        bound: Hook = functools.partial(hook, self) if with_module else hook
         return Removable(self._load_state_dict_pre_hooks, bound)
 
     def register_load_state_dict_post_hook(self, hook: Hook) -> Removable:
@@ -602,16 +603,6 @@ class Module:
         lines = extra_lines + child_lines
         body = "\n  " + "\n  ".join(lines) + "\n" if lines else ""
         return f"{self._get_name()}({body})"
-
-
-class _WithModule(NamedTuple):
-    """A hook that gets its module as first argument."""
-
-    hook: Hook
-    module: Module
-
-    def __call__(self, *args: Any) -> Any:
-        return self.hook(self.module, *args)
 
 
 def _refuse_early(value: Any) -> None:

@@ -31,8 +31,8 @@ class Parameter(Tensor):
         _take(self, "Parameter", data)
         self.requires_grad_(requires_grad)
 
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        return "Parameter containing:\n" + super().__repr__(tensor_contents=tensor_contents)
+    def __repr__(self) -> str:  # type: ignore[override]
+        return "Parameter containing:\n" + super().__repr__()
 
 
 class Buffer(Tensor):

@@ -28,8 +28,6 @@ class IncompatibleKeys(NamedTuple):
             f"unexpected_keys={self.unexpected_keys})"
         )
 
-    __str__ = __repr__
-
 
 def load(module: Any, state_dict: Any, strict: bool, assign: bool) -> IncompatibleKeys:
     """Copy ``state_dict`` into ``module`` and its descendants; see ``Module.load_state_dict``."""

@@ -26,6 +26,7 @@ from distgrad.ops import (
     scatter,
     shape,
     sort,
+    special,
 )
 
 __all__ = [
@@ -54,4 +55,5 @@ __all__ = [
     "scatter",
     "shape",
     "sort",
+    "special",
 ]

@@ -54,6 +54,11 @@ def _floating(input: Any) -> None:
         raise DtypeError(f"not implemented for {input.dtype}; convert it with .float() first")
 
 
+def _number(input: Any, value: float) -> Any:
+    """Return ``value`` in the dtype of ``input``."""
+    return input.dtype.type(value)
+
+
 # ---------------------------------------------------------------------- piecewise linear
 @op("elementwise", samples=[case(real(3, 4), distinct(3, 4)), case(real(20, 20), distinct(20, 20))],
     method=False, reference=lambda torch, g, x: torch.ops.aten.threshold_backward(g, x, 0),
@@ -88,7 +93,7 @@ def leaky_relu(
     _floating(input)
     if negative_slope == 0:
         return xp.at_least(input, 0)
-    out = xp.asarray(xp.multiply(input, negative_slope))
+    out = xp.asarray(xp.multiply(input, _number(input, negative_slope)))
     return (xp.maximum if negative_slope <= 1 else xp.minimum)(input, out, out=out)
 
 
@@ -111,6 +116,8 @@ def hardtanh(
     """Return ``input`` limited to [``min_val``, ``max_val``]; no gradient at the limits."""
     if min_val > max_val:
         raise ArgumentError(f"min_val={min_val} is above max_val={max_val}; swap them")
+    if input.dtype.kind in "bc":  # type: ignore[attr-defined]
+        raise DtypeError(f"{input.dtype} inputs are not supported; convert with .float() first")
     out = xp.at_least(input, min_val)
     return xp.at_most(out, max_val, out)
 
@@ -135,7 +142,7 @@ def hardsigmoid(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:
 
 def _hardsigmoid(xp: Namespace, x: Array) -> Array:
     _floating(x)
-    out = xp.asarray(x + 3)
+    out = xp.asarray(x + _number(x, 3))
     xp.at_least(out, 0, out)
     xp.at_most(out, 6, out)
     out *= 1 / 6
@@ -170,7 +177,8 @@ def hardswish(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:
 def hardshrink(xp: Namespace, input: Tensor, lambd: float = 0.5) -> Array:
     """Return ``input`` with 0 where it lies in [-``lambd``, ``lambd``]."""
     _floating(input)
-    return xp.where((input >= -lambd) & (input <= lambd), input.dtype.type(0), input)
+    inside = xp.greater_equal(input, -lambd) & xp.less_equal(input, lambd)
+    return xp.where(inside, _number(input, 0), input)
 
 
 @op(
@@ -203,7 +211,7 @@ def threshold(
     xp: Namespace, input: Tensor, threshold: float, value: float, inplace: bool = False
 ) -> Array:
     """Return ``input`` where it is above ``threshold``, else ``value``."""
-    return xp.where(input <= threshold, input.dtype.type(value), input)
+    return xp.where(xp.less_equal(input, threshold), _number(input, value), input)
 
 
 @op(
@@ -217,7 +225,7 @@ def threshold(
 def prelu_kernel(xp: Namespace, input: Tensor, weight: Tensor) -> Array:
     """Return ``input`` where it is positive, else ``weight * input``; both broadcast."""
     _floating(input)
-    return xp.where(input > 0, input, xp.multiply(input, weight))
+    return xp.where(xp.greater(input, 0), input, xp.multiply(input, weight))
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -233,7 +241,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if weight.array.size not in (1, channels) or weight.array.ndim > 1:
         error = ShapeError(
             f"Mismatch of parameter numbers and input channel size. Found parameter numbers = "
-            f"{weight.array.size} and channel size = {channels}; weight must be ({channels},) or (1,)"
+            f"{weight.array.size} and channel size = {channels}; use one weight or one per channel"
         )
         recover("prelu", error, {"input": input, "weight": weight}, {})
     if weight.array.ndim and len(shape) != 2:
@@ -303,7 +311,8 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """Return ``input`` where it is positive, else ``alpha * (exp(input) - 1)``.
 
     Source:
-        Clevert et al., "Fast and Accurate Deep Network Learning by Exponential Linear Units" (2016).
+        Clevert et al., "Fast and Accurate Deep Network Learning by Exponential Linear Units
+        (ELUs)" (2016).
     """
     return scaled_elu(input, alpha)
 
@@ -529,7 +538,7 @@ def softplus(xp: Namespace, input: Tensor, beta: float = 1.0, threshold: float =
         threshold: where ``beta * input`` is above it, the result is ``input`` itself.
     """
     _floating(input)
-    scaled = xp.asarray(input if beta == 1 else input * beta)
+    scaled = xp.asarray(input if beta == 1 else xp.multiply(input, _number(input, beta)))
     out = _log1p_exp(xp, xp.asarray(xp.negative(xp.abs(scaled))))
     out += xp.at_least(scaled, 0)
     if beta != 1:
@@ -647,7 +656,7 @@ def softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Array:
     _floating(input)
     place = wrap_dim(dim, input.ndim)
     if not input.ndim:
-        return xp.where(xp.isfinite(input), input.dtype.type(1), input - input)
+        return xp.exp(xp.subtract(input, input))
     return xp.softmax_(xp.array(input, copy=True), place)
 
 
@@ -684,7 +693,7 @@ def log_softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Ar
     """
     _floating(input)
     place = wrap_dim(dim, input.ndim)
-    return xp.log_softmax(input, place) if input.ndim else input - input
+    return xp.log_softmax(input, place) if input.ndim else xp.subtract(input, input)
 
 
 def softmin(input: Tensor, dim: int, dtype: Any = None) -> Tensor:

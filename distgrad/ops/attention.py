@@ -318,6 +318,14 @@ def _check(query: Array, key: Array, value: Array, mask: Array | None) -> None:
             f"key and value must have the same length, but got {key.shape[-2]} and "
             f"{value.shape[-2]} in the last dimension but one"
         )
+    leads = [a.shape[:-2] for a in (query, key, value)]
+    try:
+        numpy.broadcast_shapes(*leads)
+    except ValueError:
+        raise ShapeError(
+            "the leading dimensions of query, key and value must broadcast, but are "
+            f"{', '.join(str(list(lead)) for lead in leads)}; enable_gqa=True shares key heads"
+        ) from None
     square = (query.shape[-2], key.shape[-2])
     if mask is not None:
         for have, want in zip(mask.shape[-2:][::-1], square[::-1], strict=False):

@@ -63,7 +63,7 @@ def _columns(
         images = xp.pad_zeros(x[part], pads) if any(map(any, pads)) else x[part]
         filled = room[: part.stop - start]
         filled[...] = xp.windows(images, kernel, stride, dilation).transpose(order)
-        yield part, filled.reshape(len(filled), groups, -1, places)
+        yield part, filled.reshape(len(filled), groups, each // max(groups * places, 1), places)
 
 
 def _convolve(
@@ -89,7 +89,7 @@ def _convolve_weight(
 ) -> Array:  # fmt: skip
     out, channels = g.shape[1], x.shape[1]
     total = xp.zeros((groups, out // groups, channels // groups * math.prod(kernel)), g.dtype)
-    rows = g.reshape(len(g), groups, out // groups, -1)
+    rows = g.reshape(len(g), groups, out // groups, math.prod(g.shape[2:]))
     for part, columns in _columns(xp, x, kernel, stride, pads, dilation, groups):
         total += xp.add.reduce(xp.matmul(rows[part], xp.swapaxes(columns, -1, -2)), axis=0)
     return total.reshape(out, channels // groups, *kernel)
@@ -112,12 +112,12 @@ def _convolve_input(
     padded = [n + sum(pad) for n, pad in zip(space, pads, strict=True)]
     out = xp.zeros((len(g), channels, *space), g.dtype)
     places = g.shape[2:]
-    gs = g.reshape(len(g), groups, len(w) // groups, -1)
+    gs = g.reshape(len(g), groups, len(w) // groups, math.prod(places))
     each = channels * math.prod(kernel) * math.prod(places)
     step = max(1, _CHUNK * xp.BLOCK // max(each, 1))
     for start in range(0, len(g), step):
         columns = xp.matmul(rows, gs[start : start + step])
-        columns = columns.reshape(-1, channels, *kernel, *places)
+        columns = columns.reshape(len(columns), channels, *kernel, *places)
         wide = xp.zeros((len(columns), channels, *padded), g.dtype)
         for offset in itertools.product(*map(range, kernel)):
             ends = zip(offset, places, stride, dilation, strict=True)

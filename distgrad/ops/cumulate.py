@@ -7,7 +7,7 @@ from typing import Any
 
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.samples import booleans, case, distinct, given, integers, real
-from distgrad.errors import ArgumentTypeError, DtypeError, ShapeError
+from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.compare import logical_xor
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.index import select
@@ -248,7 +248,7 @@ def _intervals(
         if x is not None and dx is not None:
             raise ArgumentTypeError("takes x or dx, not both")
         if not y.array.ndim:
-            raise ShapeError("expects y to be at least one-dimensional")
+            raise IndexOutOfRange(f"Dimension specified as {dim} but tensor has no dimensions")
         if x is None:
             return place, 1.0 if dx is None else dx
         if x.array.ndim == 1 and x.array.shape[0] != y.array.shape[place]:

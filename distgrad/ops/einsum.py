@@ -61,9 +61,7 @@ def einsum(*args: Any) -> Tensor:
     return tensor if order == tuple(range(len(order))) else permute(tensor, order)
 
 
-def bilinear(
-    input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``input1 @ weight[o] @ input2 + bias[o]`` for every output ``o``.
 
     Shape:
@@ -99,7 +97,9 @@ def read_equation(equation: str, ndims: tuple[int, ...]) -> tuple[tuple[Labels, 
     if len(parts) != len(ndims):
         fewer = "more" if len(ndims) > len(parts) else "fewer"
         raise ShapeError(f"{fewer} operands were provided than specified in the equation")
-    inputs = tuple(_labels(part, n, i) for i, (part, n) in enumerate(zip(parts, ndims, strict=True)))
+    inputs = tuple(
+        _labels(part, n, i) for i, (part, n) in enumerate(zip(parts, ndims, strict=True))
+    )
     seen = [label for labels in inputs for label in labels]
     dots = tuple(sorted({label for label in seen if label >= _DOTS}))
     if not arrow:

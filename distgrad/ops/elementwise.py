@@ -28,13 +28,13 @@ from distgrad.typing import Array, Namespace, TensorLike
 __all__ = [
     "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "arccos", "arccosh",
     "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin", "asinh", "atan", "atan2", "atanh",
-    "ceil", "copysign", "cos", "cosh", "deg2rad", "digamma", "div", "divide", "erf", "erfc",
-    "erfinv", "exp", "exp2", "expm1", "fix", "float_power", "floor", "floor_divide", "fmod", "frac",
-    "frexp", "gcd", "heaviside", "hypot", "lcm", "ldexp", "lerp", "lgamma", "log", "log1p",
-    "log2", "log10", "logaddexp", "logaddexp2", "logit", "mul", "multiply", "nan_to_num", "neg",
-    "negative", "nextafter", "polygamma", "positive", "pow", "rad2deg", "reciprocal",
-    "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinc", "sinh", "sqrt",
-    "square", "sub", "subtract", "tan", "tanh", "true_divide", "trunc", "xlogy",
+    "ceil", "copysign", "cos", "cosh", "deg2rad", "div", "divide",
+    "exp", "exp2", "expm1", "fix", "float_power", "floor", "floor_divide", "fmod", "frac",
+    "frexp", "gcd", "heaviside", "hypot", "lcm", "ldexp", "lerp", "log", "log1p",
+    "log2", "log10", "logaddexp", "logaddexp2", "mul", "multiply", "nan_to_num", "neg",
+    "negative", "nextafter", "positive", "pow", "rad2deg", "reciprocal",
+    "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt",
+    "square", "sub", "subtract", "tan", "tanh", "true_divide", "trunc",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def _whole(low: int = 1) -> list[Sample]:
     ]
 
 
-def _refuse(kinds: str, name: str, *arrays: Any) -> None:
+def refuse(kinds: str, name: str, *arrays: Any) -> None:
     """Raise for an array of one of the ``kinds`` of dtype that ``name`` does not take."""
     for array in arrays:
         if array.dtype.kind in kinds:
@@ -134,7 +134,7 @@ true_divide = div
 
 
 def _no_zero_divisor(name: str, *arrays: Any) -> None:
-    _refuse("b", name, arrays[-1])
+    refuse("b", name, arrays[-1])
     if arrays[-1].dtype.kind in "iu" and bool((arrays[-1] == 0).any()):
         raise DtypeError("ZeroDivisionError: integers hold no infinity; convert to float first")
 
@@ -292,7 +292,7 @@ def pow(xp: Namespace, input: TensorLike, exponent: TensorLike) -> Array:
         ShapeError: an integer to a negative power.
     """
     base: Array = input
-    _refuse("b", "pow", base)
+    refuse("b", "pow", base)
     number = _constant(exponent)
     if number in _POWERS and base.ndim and base.dtype.kind == "f":
         return _POWERS[number](xp, base)
@@ -353,7 +353,7 @@ def rsqrt(xp: Namespace, input: Tensor) -> Array:
     inplace=True, d_input=lambda F, g, input: g * F.sgn(input))  # fmt: skip
 def abs(xp: Namespace, input: Tensor) -> Array:
     """Return the absolute value."""
-    _refuse("b", "abs", input)
+    refuse("b", "abs", input)
     return xp.abs(input)
 
 
@@ -361,7 +361,7 @@ def abs(xp: Namespace, input: Tensor) -> Array:
     inplace=True, d_input=lambda F, g: F.zero(g))  # fmt: skip
 def sign(xp: Namespace, input: Tensor) -> Array:
     """Return -1, 0 or 1 by the sign of each element."""
-    _refuse("c", "sign", input)
+    refuse("c", "sign", input)
     return xp.array(input, copy=True) if input.dtype == bool else xp.sign(input)  # type: ignore[comparison-overlap]
 
 
@@ -383,7 +383,7 @@ def _d_sgn(F: Any, g: Any, input: Any, out: Any) -> Any:
 
 
 def _rounding(xp: Namespace, name: str, function: Any, input: Any) -> Array:
-    _refuse("bc", name, input)
+    refuse("bc", name, input)
     return xp.array(input, copy=True) if input.dtype.kind in "iu" else function(input)
 
 
@@ -416,7 +416,7 @@ def round(xp: Namespace, input: Tensor, *, decimals: int = 0) -> Array:
     """Return each element rounded to ``decimals`` places; halves go to the even neighbour."""
     if not decimals:
         return _rounding(xp, "round", xp.rint, input)
-    _refuse("biuc", "round", input)
+    refuse("biuc", "round", input)
     ten = 10.0 ** math.fabs(decimals)
     if decimals < 0:
         return xp.rint(input / ten) * ten
@@ -426,7 +426,7 @@ def round(xp: Namespace, input: Tensor, *, decimals: int = 0) -> Array:
 @op("elementwise", samples=unary(apart), inplace=True, d_input=lambda g: g)
 def frac(xp: Namespace, input: Tensor) -> Array:
     """Return the fraction of each element, with its sign."""
-    _refuse("biuc", "frac", input)
+    refuse("biuc", "frac", input)
     return xp.subtract(input, xp.trunc(input))
 
 
@@ -441,7 +441,7 @@ def copysign(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
 @op("elementwise", samples=[case(given([-1.5, 0.0, 2.0]), real_(3))], promote=(), inplace=True)
 def heaviside(xp: Namespace, input: Tensor, values: Tensor) -> Array:
     """Return 0 below zero, 1 above, and ``values`` at zero; both of one dtype."""
-    _refuse("c", "heaviside", input)
+    refuse("c", "heaviside", input)
     if input.dtype != values.dtype:
         raise DtypeError("heaviside is not yet implemented for tensors with different dtypes.")
     step = xp.astype(xp.greater(input, 0), input.dtype)
@@ -451,7 +451,7 @@ def heaviside(xp: Namespace, input: Tensor, values: Tensor) -> Array:
 @op("elementwise", samples=broadcast_pairs(), inplace=True)
 def nextafter(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the number next to ``input`` in the direction of ``other``."""
-    _refuse("biu", "nextafter", input)
+    refuse("biu", "nextafter", input)
     return xp.nextafter(input, other)
 
 
@@ -459,7 +459,7 @@ def nextafter(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     d_input=lambda F, g, exponent: F.ldexp_core(g, exponent, -1))  # fmt: skip
 def frexp(xp: Namespace, input: Tensor) -> tuple[Array, Array]:
     """Return mantissa in [0.5, 1) and int32 exponent: ``input == mantissa * 2 ** exponent``."""
-    _refuse("biuc", "frexp", input)
+    refuse("biuc", "frexp", input)
     mantissa, exponent = xp.frexp(input)
     return mantissa, exponent
 
@@ -469,7 +469,7 @@ def frexp(xp: Namespace, input: Tensor) -> tuple[Array, Array]:
     d_input=lambda F, g, other, sign: F.ldexp_core(g, other, sign))  # fmt: skip
 def ldexp_core(xp: Namespace, input: Tensor, other: Tensor, sign: int = 1) -> Array:
     """Return ``input * 2 ** (sign * other)`` for integers ``other``."""
-    _refuse("bc", "ldexp", other)
+    refuse("bc", "ldexp", other)
     return xp.ldexp(input, xp.astype(xp.multiply(other, sign), xp.int32))
 
 
@@ -483,14 +483,14 @@ def ldexp(input: Tensor, other: Tensor) -> Tensor:
 @op("elementwise", samples=[case(integers(20, 3, 4), integers(9, 4))], inplace=True)
 def gcd(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the greatest common divisors of integers."""
-    _refuse("fcVb", "gcd", input)
+    refuse("fcVb", "gcd", input)
     return xp.gcd(input, other)
 
 
 @op("elementwise", samples=[case(integers(20, 3, 4), integers(9, 4))], inplace=True)
 def lcm(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the least common multiples of integers."""
-    _refuse("fcVb", "lcm", input)
+    refuse("fcVb", "lcm", input)
     return xp.lcm(input, other)
 
 
@@ -549,7 +549,7 @@ def log1p(xp: Namespace, input: Tensor) -> Array:
     d_other=lambda F, g, other, out: g * F.exp(other - out))  # fmt: skip
 def logaddexp(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return ``log(exp(input) + exp(other))``, without overflow."""
-    _refuse("biu", "logaddexp", input)
+    refuse("biu", "logaddexp", input)
     return xp.logaddexp(input, other)
 
 
@@ -558,23 +558,8 @@ def logaddexp(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     d_other=lambda F, g, other, out: g * F.exp2(other - out))  # fmt: skip
 def logaddexp2(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return ``log2(2 ** input + 2 ** other)``, without overflow."""
-    _refuse("biu", "logaddexp2", input)
+    refuse("biu", "logaddexp2", input)
     return xp.logaddexp2(input, other)
-
-
-@op("elementwise", samples=[*broadcast_pairs(real_, above_zero),
-                            case(given([0.0, 1.0]), above_zero(2))],
-    floats=True, inplace=True,
-    d_input=lambda F, g, input, other: g * F.where(
-        (input == 0) & (other <= 0), 0.0, F.log(F.where((input == 0) & (other <= 0), 1.0, other))
-    ),
-    d_other=lambda g, input, other: g * input / other)  # fmt: skip
-def xlogy(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
-    """Return ``input * log(other)``, which is 0 where ``input`` is 0 and ``other`` not nan."""
-    _refuse("c", "xlogy", input)
-    product = xp.multiply(input, xp.log(other))
-    zero = xp.equal(input, 0) & xp.equal(other, other)
-    return xp.where(zero, xp.zeros((), product.dtype), product)
 
 
 @op("elementwise", samples=unary(), floats=True, inplace=True,
@@ -582,21 +567,6 @@ def xlogy(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
 def sigmoid(xp: Namespace, input: Tensor) -> Array:
     """Return ``1 / (1 + exp(-input))``."""
     return xp.sigmoid(input)
-
-
-@op("elementwise", samples=[*unary(lambda *s: between(0.1, 0.9, *s)),
-                            case(between(0, 1, 9), eps=0.2)],
-    floats=True, inplace=True,
-    d_input=lambda F, g, input, eps: F.where(
-        (input < (eps or 0.0)) | (input > 1 - (eps or 0.0)),
-        math.nan if eps is None else 0.0,
-        g / (input * (1 - input)),
-    ))  # fmt: skip
-def logit(xp: Namespace, input: Tensor, eps: float | None = None) -> Array:
-    """Return ``log(input / (1 - input))``, with ``input`` limited to [eps, 1 - eps] first."""
-    _refuse("c", "logit", input)
-    x = input if eps is None else xp.minimum(xp.maximum(input, eps), 1 - eps)
-    return xp.log(xp.divide(x, xp.subtract(1, x)))
 
 
 # ---------------------------------------------------------------------- angles
@@ -697,12 +667,12 @@ def atanh(xp: Namespace, input: Tensor) -> Array:
     d_other=lambda g, other, out: g * (other / out))  # fmt: skip
 def hypot(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return ``sqrt(input ** 2 + other ** 2)``, without overflow."""
-    _refuse("biuc", "hypot", input)
+    refuse("biuc", "hypot", input)
     return xp.hypot(input, other)
 
 
 def _times(xp: Namespace, name: str, input: Any, factor: float) -> Array:
-    _refuse("c", name, input)
+    refuse("c", name, input)
     return xp.multiply(input, input.dtype.type(factor))  # bfloat16 takes no Python float
 
 
@@ -718,81 +688,6 @@ def deg2rad(xp: Namespace, input: Tensor) -> Array:
 def rad2deg(xp: Namespace, input: Tensor) -> Array:
     """Return angles in radians in degrees."""
     return _times(xp, "rad2deg", input, 180 / math.pi)
-
-
-@op("elementwise", samples=[*unary(apart), case(given([0.0, 0.5]))][:3], floats=True, inplace=True,
-    d_input=lambda F, g, input: _d_sinc(F, g, input))  # fmt: skip
-def sinc(xp: Namespace, input: Tensor) -> Array:
-    """Return ``sin(π input) / (π input)``, which is 1 at zero."""
-    x = xp.multiply(input, input.dtype.type(math.pi))  # type: ignore[attr-defined]
-    zero = xp.equal(input, 0)
-    one = xp.ones((), x.dtype)
-    return xp.where(zero, one, xp.sin(x) / xp.where(zero, one, x))
-
-
-def _d_sinc(F: Any, g: Any, input: Any) -> Any:
-    x = F.where(input == 0, 1.0, input) * math.pi
-    slope = (x * F.cos(x) - F.sin(x)) / (x * x) * math.pi
-    return g * F.where(input == 0, 0.0, slope)
-
-
-# ---------------------------------------------------------------------- special functions
-@op("elementwise", samples=unary(), floats=True, inplace=True,
-    d_input=lambda F, g, input: g * (F.exp(-input * input) * (2 / math.sqrt(math.pi))))  # fmt: skip
-def erf(xp: Namespace, input: Tensor) -> Array:
-    """Return the error function."""
-    _refuse("c", "erf", input)
-    return xp.erf(input)
-
-
-@op("elementwise", samples=unary(), floats=True, inplace=True,
-    d_input=lambda F, g, input: F.exp(-input * input) * g * (-2 / math.sqrt(math.pi)))  # fmt: skip
-def erfc(xp: Namespace, input: Tensor) -> Array:
-    """Return ``1 - erf(input)``, precise where it is small."""
-    _refuse("c", "erfc", input)
-    return xp.erfc(input)
-
-
-@op("elementwise", samples=unary(unit), floats=True, inplace=True,
-    d_input=lambda F, g, out: g * (F.exp(out * out) * (math.sqrt(math.pi) / 2)))  # fmt: skip
-def erfinv(xp: Namespace, input: Tensor) -> Array:
-    """Return the numbers whose error function is ``input``."""
-    _refuse("c", "erfinv", input)
-    return xp.erfinv(input)
-
-
-@op("elementwise", samples=[*unary(above_zero), case(given([-1.5, -0.3, 20.0]))],
-    floats=True, inplace=True,
-    d_input=lambda F, g, input: g * F.digamma(input))  # fmt: skip
-def lgamma(xp: Namespace, input: Tensor) -> Array:
-    """Return the logarithm of the absolute value of the gamma function."""
-    _refuse("c", "lgamma", input)
-    return xp.lgamma(input)
-
-
-@op("elementwise", samples=[*unary(above_zero), case(given([-1.5, -0.3, 20.0]))],
-    floats=True, inplace=True,
-    d_input=lambda F, g, input: g * F.polygamma(1, input))  # fmt: skip
-def digamma(xp: Namespace, input: Tensor) -> Array:
-    """Return the derivative of ``lgamma``."""
-    _refuse("c", "digamma", input)
-    return xp.digamma(input)
-
-
-@op("elementwise", samples=[case(above_zero(3, 4), n=1), case(above_zero(), n=2),
-                            case(above_zero(2), n=0), case(given([-1.5, -0.3, 20.0]), n=1)],
-    floats=True, method=False, reference=lambda torch, x, n: torch.polygamma(n, x),
-    d_input=lambda F, g, input, n: g * F.polygamma(n + 1, input))  # fmt: skip
-def polygamma(xp: Namespace, n: int, input: Tensor) -> Array:
-    """Return the derivative number ``n`` of ``digamma``."""
-    if n < 0:
-        raise ShapeError("polygamma(n, x) does not support negative n.")
-    return xp.polygamma(n, input) if n else xp.digamma(input)
-
-
-def _polygamma_method(self: Tensor, n: int) -> Tensor:
-    """Return the derivative number ``n`` of ``digamma``."""
-    return polygamma(n, self)
 
 
 # ---------------------------------------------------------------------- three operands
@@ -850,7 +745,7 @@ def addcdiv(
 )  # fmt: skip
 def lerp(xp: Namespace, input: Tensor, end: Tensor, weight: TensorLike) -> Array:
     """Return ``input + weight * (end - input)``; all of one floating point dtype."""
-    _refuse("biu", "lerp", input)
+    refuse("biu", "lerp", input)
     step: Array = weight
     for name, array in (("end", end), ("weight", step)):
         if array.dtype != input.dtype:
@@ -894,7 +789,6 @@ for _name, _function in (
 ):  # fmt: skip
     as_method(_function, _name)
     as_method(in_place(_function, f"{_name}_"))
-as_method(_polygamma_method, "polygamma")
 as_method(positive)
 as_method(positive, "__pos__")
 del _name, _function

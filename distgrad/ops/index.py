@@ -23,7 +23,9 @@ from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.shape import (
     broadcast_tensors,
+    clone,
     copy,
+    diagonal,
     expand,
     narrow,
     reshape,
@@ -36,6 +38,7 @@ from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
     "argwhere",
+    "diagonal_scatter",
     "index_add",
     "index_copy",
     "index_fill",
@@ -47,6 +50,8 @@ __all__ = [
     "nonzero",
     "put",
     "select",
+    "select_scatter",
+    "slice_scatter",
     "take",
 ]
 
@@ -655,9 +660,10 @@ def index_fill(xp: Namespace, input: Tensor, dim: int, index: Tensor, value: Ten
 )  # fmt: skip
 def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -> Array:
     """Return ``input`` with ``value`` where ``mask`` is true; mask and input broadcast."""
-    if mask.dtype != bool:
+    where: Array = mask
+    if where.dtype != bool:
         raise DtypeError(
-            f"masked_fill only supports boolean masks, but got mask with dtype {mask.dtype}; "
+            f"masked_fill only supports boolean masks, but got mask with dtype {where.dtype}; "
             "use mask.bool()"
         )
     if xp.ndim(value):
@@ -665,11 +671,11 @@ def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -
             "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
             f"{xp.ndim(value)} dimension(s); use where()"
         )
-    if mask.shape != input.shape:
-        shape = xp.broadcast_shapes(input.shape, mask.shape)
-        input, mask = xp.broadcast_to(input, shape), xp.broadcast_to(mask, shape)
+    if where.shape != input.shape:
+        shape = xp.broadcast_shapes(input.shape, where.shape)
+        input, where = xp.broadcast_to(input, shape), xp.broadcast_to(where, shape)
     out = xp.array(input, copy=True)
-    xp.copyto(out, value, where=mask, casting="unsafe")
+    xp.copyto(out, value, where=where, casting="unsafe")
     return out
 
 
@@ -752,6 +758,51 @@ def _vector(index: Any) -> Any:
     return reshape(index, (1,)) if isinstance(index, Tensor) and not index.array.ndim else index
 
 
+# ---------------------------------------------------------------------- a part replaced
+def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """Return ``input`` with ``src`` as entry ``index`` along ``dim``."""
+    out = clone(input)
+    return _replaced(out, select(out, dim, index), src, "select_scatter")
+
+
+def slice_scatter(
+    input: Tensor,
+    src: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    """Return ``input`` with ``src`` as the slice ``start:end:step`` along ``dim``."""
+    out = clone(input)
+    index: list[Any] = [_ALL] * input.array.ndim
+    index[dim] = slice(start, end, step)
+    return _replaced(out, slice_view(out, tuple(index)), src, "slice_scatter")
+
+
+def diagonal_scatter(
+    input: Tensor, src: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Tensor:
+    """Return ``input`` with ``src`` on a diagonal."""
+    out = clone(input)
+    return _replaced(out, diagonal(out, offset, dim1, dim2), src, "diagonal_scatter")
+
+
+def _replaced(out: Tensor, part: Tensor, src: Tensor, name: str) -> Tensor:
+    """Return ``out`` once ``src`` is written into its view ``part``."""
+    if part.array.shape != src.array.shape:
+        error = ShapeError(
+            "expected src to have a size equal to the slice of self. src size = "
+            f"{list(src.array.shape)}, slice size = {list(part.array.shape)}"
+        )
+        recover(name, error, {"input": out, "src": src}, {})
+    if mode.grad and (out.requires_grad or src.requires_grad):
+        assign(part, _filling(part, src), name)
+    else:
+        part.array[...] = src.array
+    return out
+
+
 # ---------------------------------------------------------------------- where
 @op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]])), case(booleans(3)), case(given(1.0))],
     method=False, reference="nonzero")  # fmt: skip
@@ -777,7 +828,10 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     return tuple(wrap(found[:, i].copy()) for i in range(found.shape[1]))
 
 
-for _function in (argwhere, index_put, masked_scatter, masked_select, nonzero, put, take):
+for _function in (
+    argwhere, diagonal_scatter, index_put, masked_scatter, masked_select, nonzero, put,
+    select_scatter, slice_scatter, take,
+):  # fmt: skip
     as_method(_function)
 for _function in (index_put, masked_scatter, put):
     setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))

@@ -93,7 +93,8 @@ def _unequal(first: Shape, shapes: list[Shape], dim: int) -> str:
 
 
 def _pieces(F: Any, g: Any, shapes: list[Shape], dim: int) -> list[Any]:
-    pieces, start = [], 0
+    pieces: list[Any] = []
+    start = 0
     for shape in shapes:
         if shape == (0,) and g.ndim > 1:
             pieces.append(None)
@@ -387,7 +388,7 @@ def meshgrid(*tensors: Tensor, indexing: str = "ij") -> tuple[Tensor, ...]:
     for place, t in enumerate(many):
         own = [1] * len(many)
         own[order[place] if order else place] = -1
-        grids.append(expand(reshape(t, own), tuple(shape)))
+        grids.append(expand(reshape(t, tuple(own)), tuple(shape)))
     return tuple(grids)
 
 

@@ -6,9 +6,8 @@ The last two dimensions are matrices; those before them are a batch.
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.samples import case, given, real
@@ -34,6 +33,7 @@ __all__ = [
     "eigvalsh",
     "inv",
     "inv_ex",
+    "logdet",
     "lstsq",
     "matmul",
     "matrix_exp",
@@ -59,6 +59,29 @@ __all__ = [
 
 class LinAlgError(DistgradError, RuntimeError):
     """A matrix that a decomposition or a solution does not exist for."""
+
+
+class InverseResult(NamedTuple):
+    """What ``inv_ex`` returns."""
+
+    inverse: Tensor
+    info: Tensor
+
+
+class CholeskyResult(NamedTuple):
+    """What ``cholesky_ex`` returns."""
+
+    L: Tensor
+    info: Tensor
+
+
+class LstsqResult(NamedTuple):
+    """What ``lstsq`` returns."""
+
+    solution: Tensor
+    residuals: Tensor
+    rank: Tensor
+    singular_values: Tensor
 
 
 def _check_square(a: Any, name: str = "A") -> None:
@@ -172,13 +195,9 @@ def logdet(input: Tensor) -> Tensor:
     return logabsdet.masked_fill(sign < 0, math.nan)  # type: ignore[no-any-return]
 
 
-def inv_ex(A: Tensor, *, check_errors: bool = False) -> Any:
+def inv_ex(A: Tensor, *, check_errors: bool = False) -> InverseResult:
     """Return the inverse and a number that is 0 when it exists."""
-    return _Inverse(inv(A), _no_errors(A))
-
-
-_Inverse = namedtuple("inv_ex", ["inverse", "info"])
-_Cholesky = namedtuple("cholesky_ex", ["L", "info"])
+    return InverseResult(inv(A), _no_errors(A))
 
 
 def _no_errors(A: Tensor) -> Tensor:
@@ -248,7 +267,7 @@ def solve_triangular(
     """Return the solution X of ``A @ X = B`` for triangular ``A``; its other half is not read."""
     half = triu(A, int(unitriangular)) if upper else tril(A, -int(unitriangular))
     if unitriangular:
-        half = half + Tensor.new_ones(A, (A.array.shape[-1],)).diag()  # type: ignore[attr-defined]
+        half = half + A.new_ones((A.array.shape[-1],)).diag()
     return solve(half, B, left=left)
 
 
@@ -304,9 +323,11 @@ def cholesky(xp: Namespace, input: Tensor, *, upper: bool = False) -> Array:
     return xp.ascontiguousarray(xp.swapaxes(lower, -1, -2)) if upper else lower
 
 
-def cholesky_ex(input: Tensor, *, upper: bool = False, check_errors: bool = False) -> Any:
+def cholesky_ex(
+    input: Tensor, *, upper: bool = False, check_errors: bool = False
+) -> CholeskyResult:
     """Return the Cholesky factor and a number that is 0 when it exists."""
-    return _Cholesky(cholesky(input, upper=upper), _no_errors(input))
+    return CholeskyResult(cholesky(input, upper=upper), _no_errors(input))
 
 
 def _d_qr(F: Any, g: Any, A: Any, Q: Any, R: Any) -> Any:
@@ -578,7 +599,7 @@ _PADE = [
 
 def lstsq(
     A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None
-) -> Any:
+) -> LstsqResult:
     """Return the X of least ``norm(A @ X - B)``, with residuals, rank and singular values.
 
     Args:
@@ -599,10 +620,7 @@ def lstsq(
     whole = rows > columns and bool((matrix_rank(A).array == columns).all())
     if whole and driver not in (None, "gelsy"):
         residuals = (matmul(A, solution) - right).square().sum(-2)
-    return _LeastSquares(squeeze(solution, -1) if vector else solution, residuals, rank, values)
-
-
-_LeastSquares = namedtuple("lstsq", ["solution", "residuals", "rank", "singular_values"])
+    return LstsqResult(squeeze(solution, -1) if vector else solution, residuals, rank, values)
 
 
 # ---------------------------------------------------------------------- norms
@@ -663,13 +681,14 @@ def norm_of_vectors(
     keepdim: bool = False,
 ) -> Array:
     """Return ``sum(abs(x) ** ord) ** (1 / ord)`` over ``dim``."""
-    if input.dtype.kind not in "fcV":
-        raise LinAlgError(f"Expected a floating point or complex tensor as input. Got {input.dtype}")
+    x: Array = input
+    if x.dtype.kind not in "fcV":
+        raise LinAlgError(f"Expected a floating point or complex tensor as input. Got {x.dtype}")
     axis = None if dim is None else wrap_dims(dim, input.ndim) if input.ndim else ()
     if ord == 2:
-        return xp.sqrt(xp.add.reduce(xp.square(xp.abs(input) if input.dtype.kind == "c" else input),
-                                     axis=axis, keepdims=keepdim))  # fmt: skip
-    size = xp.abs(input)
+        squares = xp.square(xp.abs(x) if x.dtype.kind == "c" else x)
+        return xp.sqrt(xp.add.reduce(squares, axis=axis, keepdims=keepdim))
+    size = xp.abs(x)
     if ord == 0:
         return xp.sum(size != 0, axis=axis, keepdims=keepdim, dtype=size.dtype)
     if ord in (math.inf, -math.inf):

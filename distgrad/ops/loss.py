@@ -55,14 +55,21 @@ def reduced(loss: Tensor, reduction: str) -> Tensor:
     return mean(loss) if reduction == "mean" else sum_(loss)
 
 
-def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def _times_weight(name: str, loss: Tensor, weight: Tensor) -> Tensor:
+    if weight.array.shape != loss.array.shape:
+        raise ArgumentError(
+            f"{signature(name, {'input': loss, 'weight': weight}, {})}: Weights and input must have "
+            "the same size; expand the weight"
+        )
+    return loss * weight
+
+
+def _weighted(name: str, loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """Return the reduction of ``loss * weight``; a mean divides by the sum of the weights."""
     if weight is None:
         return reduced(loss, reduction)
-    loss = loss * weight
-    if reduction == "mean":
-        return sum_(loss) / sum_(expand(weight, loss.array.shape))
-    return reduced(loss, reduction)
+    loss = _times_weight(name, loss, weight)
+    return sum_(loss) / sum_(weight) if reduction == "mean" else reduced(loss, reduction)
 
 
 def _same_size(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -524,7 +531,7 @@ def mse_loss(
     reduction = reduction_of("mse_loss", reduction, size_average, reduce)
     input, target = _same_size("mse_loss", input, target)
     error = input - target
-    return _weighted(error * error, weight, reduction)
+    return _weighted("mse_loss", error * error, weight, reduction)
 
 
 def l1_loss(
@@ -538,7 +545,7 @@ def l1_loss(
     """Return |input - target|."""
     reduction = reduction_of("l1_loss", reduction, size_average, reduce)
     input, target = _same_size("l1_loss", input, target)
-    return _weighted(abs_(input - target), weight, reduction)
+    return _weighted("l1_loss", abs_(input - target), weight, reduction)
 
 
 def smooth_l1_loss(
@@ -576,7 +583,8 @@ def huber_loss(
         raise ShapeError(f"huber_loss(delta={delta}): does not support non-positive values")
     reduction = reduction_of("huber_loss", reduction, None, None)
     input, target = _same_size("huber_loss", input, target)
-    return _weighted(_huber(input - target, delta), weight, reduction)
+    loss = _huber(input - target, delta)
+    return reduced(loss if weight is None else _times_weight("huber_loss", loss, weight), reduction)
 
 
 # ---------------------------------------------------------------------- likelihoods

@@ -250,9 +250,7 @@ def addbmm(
 
 
 # ---------------------------------------------------------------------- the layer
-def _linear_jvp(
-    F: Any, input: Any, weight: Any, t_input: Any, t_weight: Any, t_bias: Any
-) -> Any:
+def _linear_jvp(F: Any, input: Any, weight: Any, t_input: Any, t_weight: Any, t_bias: Any) -> Any:
     parts = [
         None if t_input is None else F.linear(t_input, weight),
         None if t_weight is None else F.linear(input, t_weight),
@@ -275,15 +273,13 @@ def _linear_jvp(
     method=False,
     node="AddmmBackward0",
     jvp=_linear_jvp,
-    d_input=lambda F, g, weight: F.matmul(g, weight)
-    if weight.ndim > 1
-    else F.unsqueeze(g, -1) * weight,
+    d_input=lambda F, g, weight: (
+        F.matmul(g, weight) if weight.ndim > 1 else F.unsqueeze(g, -1) * weight
+    ),
     d_weight=lambda F, g, input, weight_shape: _d_weight(F, g, input, weight_shape),
     d_bias=lambda g: g,
 )
-def linear(
-    xp: Namespace, input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Array:
+def linear(xp: Namespace, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Array:
     """Return ``input @ weight.T + bias``.
 
     Shape:
@@ -325,7 +321,9 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     try:
         if isinstance(dims, int):
             if dims < 0 or dims > min(len(left), len(right)):
-                raise ShapeError(f"tensordot expects dims >= 0 and within both, but got dims={dims}")
+                raise ShapeError(
+                    f"tensordot expects dims >= 0 and within both, but got dims={dims}"
+                )
             dims = (list(range(len(left) - dims, len(left))), list(range(dims)))
         one, two = (
             wrap_dims([d] if isinstance(d, int) else [int(i) for i in d], n)

@@ -555,7 +555,7 @@ def feature_dropout(
 
 
 def _channels(name: str, input: Tensor, lead: int) -> Shape:
-    shape = input.array.shape
+    shape: Shape = input.array.shape
     if len(shape) < lead:
         raise ShapeError(
             f"{name}({input._brief()}): Feature dropout requires at least 2 dimensions in the input"

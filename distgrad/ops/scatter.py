@@ -142,9 +142,7 @@ _INTO = [
     d_input=lambda F, g, dim, index: F.scatter_src(g, dim, index, 0),
     d_src=lambda F, g, dim, index, src_shape: _grown(F, F.gather(g, dim, index), src_shape),
 )
-def scatter_src(
-    xp: Namespace, input: Tensor, dim: int, index: Tensor, src: TensorLike
-) -> Array:
+def scatter_src(xp: Namespace, input: Tensor, dim: int, index: Tensor, src: TensorLike) -> Array:
     """Return ``input`` with ``src`` written where ``index`` says along ``dim``."""
     place = wrap_dim(dim, input.ndim)
     shape = xp.shape(src)
@@ -152,7 +150,7 @@ def scatter_src(
     out = xp.array(input, copy=True)
     if not input.ndim:
         out[...] = src if not shape else xp.reshape(src, -1)[0]
-    elif index.size:
+    elif xp.size(index):
         out[_places(xp, index, place)] = _corner(src, index.shape) if shape else src
     return out
 
@@ -261,7 +259,7 @@ def _dtype_of(x: Any) -> Any:
 def _reduced_gradients(
     F: Any, g: Any, input: Any, src: Any, out: Any, dim: int, index: Any, reduce: str,
     include_self: bool,
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, None, Any]:  # fmt: skip
     rule = _products if reduce == "prod" else _extremes
     d_input, d_src = rule(F, g, input, src, out, dim, index, include_self)
     return d_input, None, _grown(F, d_src, src.shape)
@@ -294,7 +292,7 @@ def scatter_extreme(
         raise DtypeError("Expected self.dtype to be equal to src.dtype")
     _check(index, input.shape, place, src.shape)
     out = xp.array(input, copy=True)
-    if not index.size:
+    if not xp.size(index):
         return out
     ufunc, start = {
         "prod": (xp.multiply, 1),

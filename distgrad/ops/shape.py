@@ -6,30 +6,30 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import as_method, as_property, op, recover
 from distgrad.autograd.samples import case, real, unary
 from distgrad.errors import IndexOutOfRange, ShapeError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
+    "adjoint",
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
+    "broadcast_shapes",
     "broadcast_tensors",
     "broadcast_to",
     "clone",
     "diagonal",
-    "expand_as",
+    "fill",
     "flatten",
-    "mT",
     "moveaxis",
     "movedim",
     "narrow",
     "permute",
     "ravel",
     "reshape",
-    "slice_view",
     "squeeze",
     "swapaxes",
     "swapdims",
@@ -37,7 +37,6 @@ __all__ = [
     "transpose",
     "unflatten",
     "unsqueeze",
-    "view_as",
 ]
 
 
@@ -124,6 +123,7 @@ def zero(xp: Namespace, input: Tensor) -> Array:
 @op(
     "linear",
     samples=[case(real(2, 3), real())],
+    method=False,
     d_input=lambda F, g: F.zero(g),
     d_value=lambda F, g: F.sum(g),
 )
@@ -231,7 +231,9 @@ def expand(xp: Namespace, input: Tensor, size: Shape) -> Array:
                 f"Tensor sizes: {list(have)}"
             )
     if size[lead:] == have and all([n == 1 for n in size[:lead]]):
-        return xp.reshape(input, size)  # NumPy's expanded arrays are read-only, this one need not be
+        return xp.reshape(
+            input, size
+        )  # NumPy's expanded arrays are read-only, this one need not be
     return xp.broadcast_to(input, size)
 
 
@@ -701,18 +703,36 @@ def _matrix_transpose(self: Tensor) -> Tensor:
     return mT(self)
 
 
+def _conjugate_transpose(self: Tensor) -> Tensor:
+    """The transpose of a matrix, complex numbers conjugated."""
+    if self.array.ndim not in (0, 2):
+        error = ShapeError(
+            f"tensor.H is only supported on matrices (2-D tensors). Got {self.array.ndim}-D tensor; "
+            "use .mH for a batch"
+        )
+        recover("H", error, {"input": self}, {})
+    return adjoint(self) if self.array.ndim else self
+
+
+def adjoint(input: Tensor) -> Tensor:
+    """Return the last two dimensions swapped, complex numbers conjugated."""
+    return mT(input.conj() if input.is_complex() else input)
+
+
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Return a view of all slices of ``size`` along ``dimension``, ``step`` apart."""
     return windows_view(self, dimension, size, step)
 
 
 for _function in (
-    contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as, swapaxes, swapdims, t,
+    adjoint, contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as, swapaxes, swapdims, t,
     unflatten, unfold, view_as,
 ):  # fmt: skip
     as_method(_function)
 del _function
 as_method(_view_method, "view")
 as_method(broadcast_to, gather="size")
-Tensor.T = property(_reversed_dims)  # type: ignore[attr-defined]
-Tensor.mT = property(_matrix_transpose)  # type: ignore[attr-defined]
+as_property(_reversed_dims, "T")
+as_property(_matrix_transpose, "mT")
+as_property(_conjugate_transpose, "H")
+as_property(adjoint, "mH")

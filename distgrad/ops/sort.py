@@ -49,9 +49,7 @@ def _order(xp: Namespace, x: Any, dim: int, descending: bool) -> Any:
         case(distinct(0, 2), dim=0),
     ],
     outputs=("values", "indices!"),
-    d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(
-        g, indices, input_shape, dim
-    ),
+    d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(g, indices, input_shape, dim),
 )
 def sort(
     xp: Namespace, input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
@@ -90,9 +88,7 @@ def msort(input: Tensor) -> Tensor:
         case(distinct(30), k=3),
     ],
     outputs=("values", "indices!"),
-    d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(
-        g, indices, input_shape, dim
-    ),
+    d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(g, indices, input_shape, dim),
 )
 def topk(
     xp: Namespace, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
@@ -131,9 +127,7 @@ def _extreme(xp: Namespace, x: Any, k: int, dim: int, largest: bool) -> Any:
         *_kept(F, g, indices, dim, keepdim or not input_shape), input_shape, dim
     ),
 )  # fmt: skip
-def kthvalue(
-    xp: Namespace, input: Tensor, k: int, dim: int = -1, keepdim: bool = False
-) -> Array:
+def kthvalue(xp: Namespace, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Array:
     """Return the ``k``-th smallest element along ``dim`` (from 1), and where it stands."""
     place = wrap_dim(dim, input.ndim)
     size = input.shape[place] if input.ndim else 1
@@ -240,30 +234,30 @@ def bincount(
     xp: Namespace, input: Tensor, weights: Tensor | None = None, minlength: int = 0
 ) -> Array:
     """Return how often each number from 0 on stands in a vector, or the sum of its weights."""
-    if input.ndim != 1 or input.dtype.kind not in "iu" or (input.size and input.min() < 0):
+    numbers: Array = input
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or (numbers.size and numbers.min() < 0):
         raise ShapeError("bincount only supports 1-d non-negative integral inputs.")
     if minlength < 0:
         raise ShapeError(f"minlength should be >= 0, got {minlength}")
     if weights is None:
-        return xp.bincount(input, minlength=minlength).astype(xp.int64)
-    if weights.shape != input.shape:
+        return xp.bincount(numbers, minlength=minlength).astype(xp.int64)
+    if weights.shape != numbers.shape:
         raise ShapeError("weights should be 1-d and have the same length as input")
-    total = xp.bincount(input, weights, minlength)
-    return total.astype(weights.dtype if weights.dtype.kind == "f" else xp.float64)
+    total = xp.bincount(numbers, weights, minlength)
+    is_float = xp.issubdtype(weights.dtype, xp.floating)
+    return total.astype(weights.dtype if is_float else xp.float64)
 
 
 @op(samples=[case(real(20), bins=4), case(real(20), bins=5, min=-1, max=1.5),
              case(given([1.0, 1.0]), bins=3)])  # fmt: skip
-def histc(
-    xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: float = 0
-) -> Array:
+def histc(xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Array:
     """Return how many elements fall into each of ``bins`` equal parts of [min, max].
 
     With ``min == max == 0`` the range is that of the data.
     """
     if bins <= 0:
         raise ShapeError(f"bins must be > 0, but got {bins}")
-    if input.dtype.kind != "f":
+    if not xp.issubdtype(input.dtype, xp.floating):
         raise DtypeError(f'"histogram_cpu" not implemented for {input.dtype}; use .float()')
     low, high = float(min), float(max)
     if low == high == 0 and xp.size(input):
@@ -445,7 +439,9 @@ def _fractions(input: Tensor, q: Any) -> Any:
     """Return ``q`` as a NumPy array in the dtype of ``input``."""
     kind = input.array.dtype
     if kind.kind != "f" or kind.itemsize < 4:
-        raise DtypeError(f"quantile() input tensor must be either float or double dtype, not {kind}")
+        raise DtypeError(
+            f"quantile() input tensor must be either float or double dtype, not {kind}"
+        )
     if not input.array.size:
         raise ShapeError("quantile() input tensor must be non-empty")
     if isinstance(q, Tensor):
@@ -477,9 +473,7 @@ def _spoiled_by_nan(out: Tensor, rows: Tensor) -> Tensor:
     return out.masked_fill(wrap(spoiled), float("nan")) if spoiled.any() else out
 
 
-def _shaped_quantile(
-    out: Tensor, input: Tensor, q: Any, dim: int | None, keepdim: bool
-) -> Tensor:
+def _shaped_quantile(out: Tensor, input: Tensor, q: Any, dim: int | None, keepdim: bool) -> Tensor:
     """Return the result with the dimensions that ``q`` and ``keepdim`` ask for."""
     if keepdim and input.array.ndim:
         shape = [1] * input.array.ndim

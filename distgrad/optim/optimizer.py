@@ -230,7 +230,7 @@ class Optimizer:
             packed = {k: v for k, v in group.items() if k != "params"}
             packed["params"] = [numbers.setdefault(p, len(numbers)) for p in group["params"]]
             groups.append(packed)
-        state = {numbers.get(k, k): v for k, v in self.state.items()}  # type: ignore[call-overload]
+        state = {numbers.get(k, k): v for k, v in self.state.items()}
         out: dict[str, Any] = {"state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             new = hook(self, out)

@@ -105,7 +105,7 @@ def _fill(
     scalars: dict[str, float],
 ) -> set[Tensor]:
     """Make the state that is missing; return the parameters which had none."""
-    fresh = set()
+    fresh: set[Tensor] = set()
     if not slots and not scalars:
         return fresh
     for p in params:
@@ -169,7 +169,7 @@ def _stretches(
             yield stretch
             stretch = []
         stretch.append(p)
-        after = (at + p.array.nbytes, at_grad + p.grad.array.nbytes, place)  # type: ignore[union-attr]
+        after = (at + p.array.nbytes, at_grad + p.array.nbytes, place)
     if stretch:
         yield stretch
 

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import distgrad.autograd.functional
 import distgrad.ops  # noqa: F401  (attaches the methods)
-from distgrad import tensor as module
-from distgrad.autograd.declare import table
 from distgrad.tensor import Tensor
 
-PATH = Path(module.__file__).with_suffix(".pyi")
+SOURCE = Path(inspect.getfile(Tensor))
+PATH = SOURCE.with_suffix(".pyi")
 
 _HEAD = '''\
 # fmt: off
@@ -58,7 +57,7 @@ _OF_PROPERTIES = {"dtype": _DTYPE, "device": _DEVICE, "_dtype.dtype": _DTYPE,
 def generate() -> str:
     """Return the text of the stub."""
     parts = [_HEAD]
-    for node in ast.parse(Path(module.__file__).read_text()).body:
+    for node in ast.parse(SOURCE.read_text()).body:
         if isinstance(node, ast.ClassDef):
             parts.append("\n".join(_class(node)) + "\n")
         elif isinstance(node, ast.FunctionDef):
@@ -82,7 +81,7 @@ class _Translator(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         text = ast.unparse(node)
-        known = _OF_PROPERTIES.get(text, text if text.startswith(("numpy.", "weakref.")) else "Any")
+        known = _OF_PROPERTIES.get(text, text if text.startswith("weakref.") else "Any")
         return ast.parse(known, mode="eval").body
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
@@ -125,6 +124,7 @@ def _class(node: ast.ClassDef) -> Iterator[str]:
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     yield f"class {node.name}{bases}:"
     own = set()
+    notes = {ast.unparse(i.target) for i in node.body if isinstance(i, ast.AnnAssign)}
     for item in node.body:
         if isinstance(item, ast.FunctionDef):
             own.add(item.name)
@@ -132,17 +132,19 @@ def _class(node: ast.ClassDef) -> Iterator[str]:
         elif isinstance(item, ast.AnnAssign):
             yield f"    {ast.unparse(item.target)}: {_annotation(ast.unparse(item.annotation))}"
         elif isinstance(item, ast.Assign):
-            yield from _assigned(item)
+            yield from _assigned(item, notes)
     if node.name == "Tensor":
         yield from _attached(own)
 
 
-def _assigned(item: ast.Assign) -> Iterator[str]:
+def _assigned(item: ast.Assign, notes: set[str]) -> Iterator[str]:
+    """Yield the attributes that an assignment in a class body makes."""
     for target in item.targets:
         name, value = ast.unparse(target), ast.unparse(item.value)
         if name == "__slots__":
-            continue
-        if value in ("None", "True", "False") or value.isdigit():
+            slots = [n for n in ast.literal_eval(value) if n not in notes and "__" not in n]
+            yield from (f"    {n}: Any" for n in slots)
+        elif value in ("None", "True", "False") or value.isdigit():
             yield f"    {name}: {'Any' if value == 'None' else _type_name(ast.literal_eval(value))}"
         else:
             yield f"    {name} = {value}"
@@ -156,17 +158,13 @@ def _type_name(value: object) -> str:
 def _attached(own: set[str]) -> Iterator[str]:
     """Yield the methods and properties of Tensor that are not written in tensor.py."""
     for name, value in sorted(vars(Tensor).items()):
-        if name in own or isinstance(value, property) and value.fget.__module__ == module.__name__:
+        getter = value.fget if isinstance(value, property) else value
+        if name in own or not inspect.isfunction(getter) or getter.__module__ == Tensor.__module__:
             continue
         if isinstance(value, property):
-            yield f"    @property\n    def {name}(self) -> {_returned(value.fget)}: ..."
-        elif inspect.isfunction(value) and not _inherited(name, value):
+            yield f"    @property\n    def {name}(self) -> {_returned(getter)}: ..."
+        else:
             yield from _method(name, value)
-
-
-def _inherited(name: str, value: Callable[..., Any]) -> bool:
-    """Return True for what tensor.py defines by assignment, such as ``nelement = numel``."""
-    return value.__module__ == module.__name__
 
 
 def _returned(function: Callable[..., Any]) -> str:
@@ -179,8 +177,8 @@ _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 
 def _method(name: str, function: Callable[..., Any]) -> Iterator[str]:
     """Yield the definition, or the overloads, of one method."""
-    if name.startswith("__r") and name != "__rshift__" and name[3:-2] in _REFLECTED:
-        yield f"    def {name}(self, other: Any) -> Tensor: ..."
+    if _BINARY.fullmatch(name):
+        yield f"    def {name}(self, other: TensorLike) -> Tensor: ..."
     elif name in _COMPARISONS:
         mute = "  # type: ignore[override]" if name in ("__eq__", "__ne__") else ""
         yield f"    def {name}(self, other: Any) -> Tensor: ...{mute}"
@@ -190,10 +188,9 @@ def _method(name: str, function: Callable[..., Any]) -> Iterator[str]:
         yield f"    def {name}({_parameters(function)}) -> {_result(name, function)}: ..."
 
 
-_REFLECTED = {
-    "add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod", "and", "or", "xor",
-    "lshift", "rshift",
-}  # fmt: skip
+_BINARY = re.compile(
+    "__[ri]?(add|sub|mul|truediv|matmul|pow|floordiv|mod|and|or|xor|lshift|rshift)__"
+)
 
 
 def _gathering(name: str, function: Callable[..., Any]) -> Iterator[str]:
@@ -232,7 +229,7 @@ def _parameters(function: Callable[..., Any]) -> str:
 
 
 def _parameter(q: inspect.Parameter) -> str:
-    stars = {q.VAR_POSITIONAL: "*", q.VAR_KEYWORD: "**"}.get(q.kind, "")
+    stars = "*" if q.kind is q.VAR_POSITIONAL else "**" if q.kind is q.VAR_KEYWORD else ""
     default = "" if q.default is q.empty else " = ..."
     return f"{stars}{q.name}: {_annotation(q.annotation)}{default}"
 

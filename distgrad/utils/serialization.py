@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -31,30 +29,31 @@ _MAX_DEPTH = 100
 
 # ---------------------------------------------------------------------- atomic files
 @contextlib.contextmanager
-def atomic_path(path: FilePath) -> Iterator[Path]:
+def atomic_path(path: FilePath) -> Iterator[str]:
     """Give a temporary path whose file takes the name ``path`` when the block ends well.
 
     After an error (a full disk, say) nothing new is left behind and an old file is as it was.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
         _flush(temporary)
-        os.replace(temporary, target)
-        _flush(target.parent)
+        os.replace(temporary, path)
+        _flush(folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
         raise
 
 
-def _flush(path: Path) -> None:
+def _flush(path: str) -> None:
     """Wait until a file, or the entries of a directory, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems cannot flush directories
+        if not os.path.isdir(path):  # some file systems cannot flush directories
             raise
     finally:
         os.close(handle)
@@ -117,7 +116,7 @@ def save_file(
         notes[_ALIASES] = json.dumps(aliases)
     try:
         with atomic_path(path) as temporary:
-            write(arrays, str(temporary), metadata=notes)
+            write(arrays, temporary, metadata=notes)
     except Exception as error:
         raise CheckpointError(
             f"save_file({os.fspath(path)!r}): could not be written ({error}); check the space and "

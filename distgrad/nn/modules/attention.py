@@ -44,6 +44,9 @@ class MultiheadAttention(Module):
     Source: Vaswani et al. 2017, "Attention is all you need".
     """
 
+    in_proj_weight: Any  # a parameter, or None where keys or values have another size
+    in_proj_bias: Any
+
     def __init__(
         self,
         embed_dim: int,
@@ -76,11 +79,13 @@ class MultiheadAttention(Module):
             return Parameter(empty(sizes, device=device, dtype=dtype))
 
         same = self._qkv_same_embed_dim
-        self.in_proj_weight = new(3 * embed_dim, embed_dim) if same else None
+        if same:
+            self.in_proj_weight = new(3 * embed_dim, embed_dim)
         for name, size in zip("qkv", (embed_dim, self.kdim, self.vdim), strict=True):
             made = None if same else new(embed_dim, size)
             self.register_parameter(f"{name}_proj_weight", made)
-        self.register_parameter("in_proj_weight", self.__dict__.pop("in_proj_weight", None))
+        if not same:
+            self.register_parameter("in_proj_weight", None)
         self.register_parameter("in_proj_bias", new(3 * embed_dim) if bias else None)
         self.out_proj = NonDynamicallyQuantizableLinear(
             embed_dim, embed_dim, bias, device=device, dtype=dtype

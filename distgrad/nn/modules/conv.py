@@ -233,10 +233,11 @@ class _ConvTranspose(_ConvNd):
     def _output_padding(self, input: Tensor, output_size: tuple[int, ...]) -> tuple[int, ...]:
         sizes = input.array.shape[-self._dims :]
         wanted = output_size[-self._dims :]
+        pads: Any = self.padding
         least = [
-            (n - 1) * s - 2 * int(p) + d * (k - 1) + 1
+            (n - 1) * s - 2 * p + d * (k - 1) + 1
             for n, s, p, d, k in zip(
-                sizes, self.stride, self.padding, self.dilation, self.kernel_size, strict=True
+                sizes, self.stride, pads, self.dilation, self.kernel_size, strict=True
             )
         ]
         most = [n + s - 1 for n, s in zip(least, self.stride, strict=True)]
