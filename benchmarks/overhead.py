@@ -53,7 +53,8 @@ def measure(library: Any, rounds: int) -> dict[str, float]:
         "backward": backward,
         "no_grad": without,
     }
-    return {k: statistics.median(f() for _ in range(rounds)) / LENGTH * 1e6 for k, f in kinds.items()}
+    medians = {kind: statistics.median(f() for _ in range(rounds)) for kind, f in kinds.items()}
+    return {kind: seconds / LENGTH * 1e6 for kind, seconds in medians.items()}
 
 
 def timed(function: Callable[[], Any]) -> float:

@@ -83,7 +83,7 @@ def torch_model() -> Any:
     """Return the same GPT in PyTorch, with the same names of parameters."""
     import torch
     from torch import nn
-    from torch.nn import functional as F  # noqa: N812
+    from torch.nn import functional as F
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -120,7 +120,7 @@ def torch_worker(steps: int, weights: Path) -> dict[str, Any]:
     """Train with PyTorch on this rank."""
     import torch
     import torch.distributed as dist
-    from torch.nn import functional as F  # noqa: N812
+    from torch.nn import functional as F
 
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

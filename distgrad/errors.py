@@ -103,7 +103,7 @@ def _reason(
     """Return the class and the second half of the message for ``error``."""
     if isinstance(error, DistgradError):
         return type(error), str(error)
-    wrong = _not_tensor(op, operands)
+    wrong = _not_tensor(operands, "'NoneType' object has no attribute 'array'" in str(error))
     if wrong:
         return ArgumentTypeError, wrong
     mixed = _mixed_devices(operands)
@@ -128,11 +128,13 @@ def _dtypes(operands: Mapping[str, object]) -> str:
     return ", ".join(str(v.array.dtype) for v in operands.values() if hasattr(v, "array"))
 
 
-def _not_tensor(op: str, operands: Mapping[str, object]) -> str:
+def _not_tensor(operands: Mapping[str, object], none_is_wrong: bool) -> str:
     for place, (name, value) in enumerate(operands.items(), 1):
-        if hasattr(value, "array") or value is None or isinstance(value, list | tuple):
-            if not (isinstance(value, list | tuple) and _plain(value)):
-                continue
+        listed = isinstance(value, list | tuple)
+        if hasattr(value, "array") or (listed and not _plain(value)):  # type: ignore[arg-type]
+            continue
+        if value is None and not none_is_wrong:
+            continue
         return (
             f"argument '{name}' (position {place}) must be Tensor, not {type(value).__name__}; "
             f"make one with distgrad.tensor(...) or distgrad.from_numpy(...)"

@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*earlier checkpoints"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints"):
         save(tmp_path, 2)
     assert {p.name for p in tmp_path.iterdir()} == {"step_00000001", "latest"}
     checkpoint.load(before)

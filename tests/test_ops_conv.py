@@ -73,7 +73,7 @@ def test_images_that_fill_several_chunks_agree_with_torch():
         (((2, 1, 5, 5), (8, 3, 3, 3)), {}, ShapeError,
          r"Given groups=1, weight of size \[8, 3, 3, 3\], expected input\[2, 1, 5, 5\] to have 3 "
          "channels, but got 1 channels instead"),
-        (((2, 3, 5, 5), (8, 3, 3, 3), (7,)), {}, ShapeError, r"8 elements, but got bias of size \[7"),
+        (((2, 3, 5, 5), (8, 3, 3, 3), (7,)), {}, ShapeError, r"got bias of size \[7"),
         (((2, 3, 2, 2), (8, 3, 3, 3)), {}, ShapeError,
          r"Calculated padded input size per channel: \(2 x 2\). Kernel size: \(3 x 3\)"),
         (((2, 3), (8, 3, 3, 3)), {}, ShapeError, r"Expected 3D \(unbatched\) or 4D \(batched\)"),
@@ -206,7 +206,7 @@ def test_power_pooling_agrees_with_torch(dims, power):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda x: pool.max_pool2d(x, 3, padding=2), ShapeError, "at most half of effective kernel"),
+        (lambda x: pool.max_pool2d(x, 3, padding=2), ShapeError, "at most half of effective"),
         (lambda x: pool.max_pool2d(x, 9), ShapeError, "Output size is too small"),
         (lambda x: pool.max_pool2d(x, 0), ShapeError, "greater than zero"),
         (lambda x: pool.max_pool3d(x[0], 2), ShapeError, "Expected 4D or 5D"),

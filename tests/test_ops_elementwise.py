@@ -15,11 +15,11 @@ UNARY = """abs acos acosh angle asin asinh atan atanh bitwise_not ceil conj cos 
     erf erfc erfinv exp exp2 expm1 fix floor frac frexp imag isfinite isinf isnan isneginf isposinf
     isreal lgamma log log10 log1p log2 logical_not logit nan_to_num neg positive rad2deg real
     reciprocal round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh
-    trunc""".split()
+    trunc""".split()  # noqa: SIM905
 BINARY = """add atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
     copysign div eq float_power floor_divide fmax fmin fmod gcd ge gt heaviside hypot lcm le
     logical_and logical_or logical_xor lt maximum minimum mul ne nextafter pow remainder
-    xlogy""".split()
+    xlogy""".split()  # noqa: SIM905
 # PyTorch has complex32 and logaddexp of complex numbers; it computes (1+2j) / bfloat16 in bfloat16.
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "complex64": 2e-5}
 
@@ -111,8 +111,8 @@ def test_operators_take_numbers_on_both_sides_as_torch(symbol):
             for text in (f"x {symbol} {number}", f"{number} {symbol} x"):
                 if "bool" in kind and symbol == "-":
                     continue  # refused by torch for the number's sake
-                got = outcome(lambda x, text=text: eval(text), ours(x))  # noqa: S307
-                want = outcome(lambda x, text=text: eval(text), x)  # noqa: S307
+                got = outcome(lambda x, text=text: eval(text), ours(x))
+                want = outcome(lambda x, text=text: eval(text), x)
                 assert_same(got, want, f"{text} of {kind}")
 
 

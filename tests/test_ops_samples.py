@@ -1,4 +1,4 @@
-"""Every operation from its samples: forward, both worlds of backward, second order, forward mode."""
+"""Every operation from its samples: forward, gradients in both worlds, second order, jvp."""
 
 import pytest
 

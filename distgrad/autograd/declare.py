@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec, overload
 
@@ -33,21 +34,22 @@ from distgrad.autograd.samples import Sample
 from distgrad.autograd.source import Operand, Plan, call_source, pull_source
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import array_namespace
-from distgrad.backend.dtype import as_numpy, default_float, promote_arrays, scalar
+from distgrad.backend.dtype import MODULE_PREFIX, as_numpy, default_float, promote_arrays, scalar
 from distgrad.errors import ArgumentTypeError, explain
 from distgrad.tensor import Tensor, clock, wrap
 
 P = ParamSpec("P")
 Kind = Literal["elementwise", "linear", "multilinear", ""]
 Rule = Callable[..., Any]
+Pull = Callable[[Node, Any, Any], tuple[Any, ...]]
 
 
 class Operation:
     """Everything that is known about one operation."""
 
     __slots__ = (
-        "differentiable", "forward", "formula", "function", "jvp", "kind", "name", "node",
-        "operands", "options", "outputs", "plan", "reference", "rules", "samples", "source", "view",
+        "formula", "forward", "function", "jvp", "kind", "name", "node", "operands", "options",
+        "outputs", "plan", "reference", "rules", "samples", "source", "view",
     )  # fmt: skip
     name: str
     kind: Kind
@@ -239,7 +241,8 @@ def compile_operation(self: Operation, node_name: str) -> None:
         "_np": numpy_backend, "_xp_of": array_namespace, "_ndarray": numpy.ndarray,
         "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
         "_new_node": object.__new__, "_Node": self.node, "_Slot": Slot, "_mode": mode,
-        "_clock": clock, "_forward": self.forward, "_operand": as_operand, "_promote": promote_all,
+        "_clock": clock, "_forward": self.forward, "_operand": as_operand,
+        "_float_operand": as_float_operand, "_promote": promote_all,
         "_to_float": to_float, "_convert": convert, "_asarray": _asarray, "_recover": recover,
         "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
         "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
@@ -251,7 +254,7 @@ def compile_operation(self: Operation, node_name: str) -> None:
     self.source = call_source(self.plan)
     _execute(self.source, f"<distgrad operation {self.name}>", names)
     if self.plan.rules:
-        self.node.pull, self.node.pull_graph = _pull_first, _pull_graph_first  # type: ignore[method-assign]
+        _set_backward(self, _pull_first, _pull_graph_first)
     for place, name in enumerate(self.plan.kept):
         setattr(self.node, f"_saved_{name}", property(_saved_reader(place)))
     self.function = names[self.name]
@@ -274,8 +277,12 @@ def compile_backward(self: Operation) -> None:
     if self.formula is None:
         source += pull_source(self.plan, graph=True)
     _execute(source, f"<distgrad backward of {self.name}>", names)
-    self.node.pull = names["pull"]  # type: ignore[method-assign]
-    self.node.pull_graph = names.get("pull_graph", _pull_formula)  # type: ignore[method-assign]
+    _set_backward(self, names["pull"], names.get("pull_graph", _pull_formula))
+
+
+def _set_backward(self: Operation, pull: Pull, pull_graph: Pull) -> None:
+    for name, method in (("pull", pull), ("pull_graph", pull_graph)):
+        setattr(self.node, name, method)
 
 
 def _pull_first(node: Node, F: Any, g: Any) -> tuple[Any, ...]:
@@ -289,11 +296,20 @@ def _pull_graph_first(node: Node, F: Any, g: Any) -> tuple[Any, ...]:
 
 
 def _result_type(self: Operation) -> Any:
-    """Return the named tuple of several outputs, in the manner of ``torch.return_types``."""
-    from collections import namedtuple  # noqa: PLC0415  (typing.NamedTuple needs literal fields)
-
     assert self.outputs
-    return namedtuple(self.name, list(self.outputs))
+    return named_results(self.name, list(self.outputs))
+
+
+def named_results(name: str, fields: list[str]) -> Any:
+    """Return the named tuple of several outputs, which prints as one of ``torch.return_types``."""
+    kind: Any = namedtuple(name, fields)
+    kind.__repr__ = _show_results
+    return kind
+
+
+def _show_results(self: Any) -> str:
+    parts = ",\n".join(f"{n}={v!r}" for n, v in zip(self._fields, self, strict=True))
+    return f"{MODULE_PREFIX}.return_types.{type(self).__name__}(\n{parts})"
 
 
 def _saved_reader(place: int) -> Callable[[Node], Any]:
@@ -370,6 +386,15 @@ def as_operand(value: Any, others: Sequence[Any]) -> Any:
     return value  # recover() names it
 
 
+def as_float_operand(value: Any, others: Sequence[Any]) -> Any:
+    """Return ``value`` as a tensor for an operation on floats: -1 beside a uint8 stays -1."""
+    if isinstance(value, int):
+        like = next((o.array for o in others if isinstance(o, Tensor)), None)
+        if like is not None and like.dtype.kind in "biu":
+            value = float(value)
+    return as_operand(value, others)
+
+
 def _number(value: Any, like: Any) -> Tensor:
     if isinstance(value, numpy.generic):
         value = value.item()
@@ -425,8 +450,8 @@ def recover(name: str, error: Exception, operands: dict[str, Any], options: dict
 
 # ---------------------------------------------------------------------- methods and operators
 _DUNDER = {
-    "+": "add", "-": "sub", "*": "mul", "/": "truediv", "@": "matmul", "**": "pow", "//": "floordiv",
-    "%": "mod", "&": "and", "|": "or", "^": "xor", "<<": "lshift", ">>": "rshift",
+    "+": "add", "-": "sub", "*": "mul", "/": "truediv", "@": "matmul", "**": "pow",
+    "//": "floordiv", "%": "mod", "&": "and", "|": "or", "^": "xor", "<<": "lshift", ">>": "rshift",
 }  # fmt: skip
 _COMPARE = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
 _UNARY = {"neg": "neg", "abs": "abs", "~": "invert"}

@@ -139,9 +139,8 @@ class _Walk:
         return [] if self.wanted is None else [self.wanted[e] for e in self.inputs or ()]
 
     def run(self) -> None:
-        """Run nodes until none is ready."""
+        """Run what is ready until nothing is."""
         ready, acc, wanted, needed = self.ready, self.acc, self.wanted, self.needed
-        F, raw, keep = self.F, not self.create_graph, self.keep_graph
         while ready:
             node = ready.pop()
             g = acc.pop(node, None)
@@ -151,24 +150,28 @@ class _Walk:
                     self.owned.discard(node)
                 if wanted is not None and node in wanted:
                     wanted[node] = g
-                if node._leaf:
+            if node._leaf:
+                if g is not None:
                     self._leaf(node, g)
-                    continue
-            if node._leaf or (needed is not None and node not in needed):
-                continue
-            if type(node) is Slot:
-                self._slot(node, g)
-            elif g is None:
-                self._deliver(node._edges, (None,) * len(node._edges), None)
-            else:
-                if node._prehooks is not None:
-                    g = call_prehooks(node._prehooks, g)
-                grads = node.pull(F, g) if raw else node.pull_graph(F, g)
-                if node._posthooks is not None:
-                    grads = call_posthooks(node._posthooks, grads, g)
-                if not keep and node.saved:
-                    node.saved = None
-                self._deliver(node._edges, grads, g)
+            elif needed is None or node in needed:
+                if type(node) is Slot:
+                    self._slot(node, g)
+                else:
+                    self._node(node, g)
+
+    def _node(self, node: Any, g: Any) -> None:
+        """Send the gradients of one operation's operands on, and free what it saved."""
+        if g is None:
+            self._deliver(node._edges, (None,) * len(node._edges), None)
+            return
+        if node._prehooks is not None:
+            g = call_prehooks(node._prehooks, g)
+        grads = node.pull_graph(self.F, g) if self.create_graph else node.pull(self.F, g)
+        if node._posthooks is not None:
+            grads = call_posthooks(node._posthooks, grads, g)
+        if not self.keep_graph and node.saved:
+            node.saved = None
+        self._deliver(node._edges, grads, g)
 
     def _deliver(self, edges: tuple[Edge, ...], grads: Sequence[Any], g: Any) -> None:
         """Add each gradient to what its edge already has; an edge with nothing to wait for runs."""
@@ -218,7 +221,7 @@ class _Walk:
         if not self.accumulate or (self.wanted is not None and leaf not in self.wanted):
             return
         if self.create_graph:
-            leaf.grad = g if leaf.grad is None else leaf.grad + g  # type: ignore[operator]
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
         else:
             owned = leaf in self.owned and getattr(g, "base", None) is None
             accumulate_array(leaf, g, owned)
@@ -232,7 +235,7 @@ def accumulate_array(leaf: Tensor, g: Any, owned: bool) -> None:
     grad = leaf.grad
     if grad is not None:
         if grad.requires_grad:
-            leaf.grad = grad + wrap(g)  # type: ignore[operator]
+            leaf.grad = grad + wrap(g)
         else:
             grad.array += g
             if grad._shared is not None:
@@ -336,7 +339,7 @@ def _array(g: Any) -> Any:
 
 
 def zeros_for(likes: Sequence[Any], grads: Sequence[Any], tensors: bool) -> tuple[Any, ...]:
-    """Return ``grads`` with zeros where an output got no gradient (``likes``: shape, namespace, dtype)."""
+    """Return ``grads`` with zeros for None; ``likes``: shape, namespace and dtype of each."""
     full = []
     for (shape, kind, dtype), g in zip(likes, grads, strict=True):
         if g is None:
@@ -344,4 +347,3 @@ def zeros_for(likes: Sequence[Any], grads: Sequence[Any], tensors: bool) -> tupl
             g = wrap(zeros) if tensors else zeros
         full.append(g)
     return tuple(full)
-

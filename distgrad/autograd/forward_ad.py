@@ -121,9 +121,7 @@ def _twice_backward(
     gs = [wrap(array_namespace(o.array).zeros_like(o.array)).requires_grad_() for o in outs]
     roots = [(edge_of(o), g) for o, g in zip(outs, gs, strict=True)]
     edges = [t for t, _ in pairs]
-    pulled = engine.run(
-        roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False
-    )
+    pulled = engine.run(roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False)
     dots = [(p, t) for p, (_, t) in zip(pulled, pairs, strict=True) if p is not None]
     found = engine.run(
         [(edge_of(p), t) for p, t in dots if edge_of(p) is not None], inputs=gs, accumulate=False

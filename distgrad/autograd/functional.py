@@ -57,7 +57,7 @@ def backward(
     for tensor, g in zip(_tuple(inputs) if inputs is not None else (), found, strict=False):
         if g is not None and not tensor.is_leaf:
             grad = g if isinstance(g, Tensor) else wrap(array_namespace(g).array(g))
-            tensor.grad = grad if tensor.grad is None else tensor.grad + grad  # type: ignore[operator]
+            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
 
 
 def grad(
@@ -210,7 +210,7 @@ def _retain_grad(self: Tensor) -> None:
         tensor = me()
         if tensor is not None:
             copy = g if mode.grad else wrap(g.array.copy())
-            tensor.grad = copy if tensor.grad is None else tensor.grad + copy  # type: ignore[operator]
+            tensor.grad = copy if tensor.grad is None else tensor.grad + copy
 
     _register_hook(self, keep)
 
@@ -225,7 +225,10 @@ def _register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], A
     return post_hook(self, hook)
 
 
-Tensor.backward = _backward  # type: ignore[attr-defined]
-Tensor.register_hook = _register_hook  # type: ignore[attr-defined]
-Tensor.retain_grad = _retain_grad  # type: ignore[attr-defined]
-Tensor.register_post_accumulate_grad_hook = _register_post_accumulate_grad_hook  # type: ignore[attr-defined]
+for _method in (
+    _backward,
+    _register_hook,
+    _retain_grad,
+    _register_post_accumulate_grad_hook,
+):
+    setattr(Tensor, _method.__name__.lstrip("_"), _method)

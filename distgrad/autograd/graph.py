@@ -197,4 +197,3 @@ def check_unchanged(node: Node, tensors: tuple[Tensor | None, ...], output: bool
 def _kind(tensor: Tensor | None) -> str:
     assert tensor is not None
     return f"{tensor.array.dtype}{list(tensor.array.shape)}"
-

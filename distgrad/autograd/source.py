@@ -7,6 +7,7 @@ What the names beginning with ``_`` mean stands in ``declare.compile_operation``
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -59,7 +60,8 @@ def _conversion(p: Plan) -> list[str]:
     for name in (o.name for o in p.operands if o.kind == "like"):
         rest = [o.name for o in p.operands if o.name != name]
         others = ", ".join([n for n in rest if n in p.promote] or rest)
-        lines.append(f"if type({name}) is not _Tensor: {name} = _operand({name}, ({others},))")
+        make = "_float_operand" if p.floats else "_operand"
+        lines.append(f"if type({name}) is not _Tensor: {name} = {make}({name}, ({others},))")
     if p.casts:
         first = p.operands[0].name
         lines.append(f"if dtype is not None: {first} = _convert({first}, dtype)")
@@ -106,7 +108,7 @@ def _promotion(p: Plan) -> list[str]:
     lines = []
     if len(names) > 1:
         differ = "_a_{}.dtype is not _a_{}.dtype"
-        test = " or ".join(differ.format(a, b) for a, b in zip(names, names[1:], strict=False))
+        test = " or ".join(differ.format(a, b) for a, b in pairwise(names))
         lines.append(f"if {test}: {all_} = _promote({all_}); {again}")
     if p.floats:
         kind = f"_a_{names[0]}.dtype"
@@ -146,7 +148,8 @@ def _outputs(p: Plan) -> list[str]:
         "_os = [_wrap(_x) for _x in _d]",
     ]
     if p.rules:
-        diff = "_os" if p.variadic else f"[{', '.join(f'_os[{i}]' for i, f in enumerate(flags) if f)}]"
+        chosen = ", ".join(f"_os[{i}]" for i, flag in enumerate(flags) if flag)
+        diff = "_os" if p.variadic else f"[{chosen}]"
         lines += [f"if ({_requires(p)}) and _mode.grad:", f"    _track = {diff}"]
         if p.outputs:
             lines.append("    " + ", ".join(p.outputs) + ", = _d")

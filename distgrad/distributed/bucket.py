@@ -6,14 +6,15 @@ Note [Two flat arrays]
     array, and nothing is packed or unpacked.
 
 Note [The tail]
-    The last bucket ends in a few more elements: one flag per parameter that has a gradient, and the
-    digits of the sample count, in a base so small that sums over all ranks are exact in the bucket's
-    dtype.  So agreement on unused parameters and on the count costs no collective of its own.
+    The last bucket ends in a few more elements: one flag per parameter that has a gradient, and
+    the digits of the sample count, in a base so small that sums over all ranks are exact in the
+    bucket's dtype.  Agreement on unused parameters and on the count costs no collective.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Bucket:
         self.index, self.params, self.names, self.tail = index, list(params), list(names), tail
         sizes = [p.array.size for p in params]
         starts = np.cumsum([0, *sizes]).tolist()
-        self.spans = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        self.spans = [slice(a, b) for a, b in pairwise(starts)]
         xp, dtype = array_namespace(params[0].array), params[0].array.dtype
         self.flat = xp.zeros(starts[-1] + tail, dtype)
         self.values = xp.empty(starts[-1], dtype)

@@ -229,8 +229,10 @@ class Reducer:
         tag = f"bucket {bucket.index}"
 
         def start() -> Work:
-            bucket.work = _Timed(self.channel.start_all_reduce(bucket.stage_out(), "sum", tag))
-            return bucket.work
+            work = bucket.work = _Timed(
+                self.channel.start_all_reduce(bucket.stage_out(), "sum", tag)
+            )
+            return work
 
         bucket.job = self._progress.submit(start)
 

@@ -155,7 +155,7 @@ def _hardsigmoid(xp: Namespace, x: Array) -> Array:
     samples=[*unary(apart), case(between(-5, 5, 20))],
     method=False,
     d_input=lambda F, g, input: F.where(
-        input < -3, 0.0, F.where(input <= 3, g * (input * (1 / 3) + 0.5), g)
+        input <= -3, 0.0, F.where(input < 3, g * (input * (1 / 3) + 0.5), g)
     ),
 )
 def hardswish(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:

@@ -14,7 +14,7 @@ from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError
 from distgrad.ops.index import index_select, lookup
 from distgrad.ops.shape import diagonal, reshape, transpose, wrap_dim, wrap_dims
 from distgrad.tensor import Tensor, wrap
-from distgrad.typing import Array, Namespace, Shape
+from distgrad.typing import Array, Namespace, Number, Shape
 
 __all__ = [
     "constant_pad_nd",
@@ -24,7 +24,6 @@ __all__ = [
     "flip",
     "fliplr",
     "flipud",
-    "pad",
     "repeat_interleave",
     "roll",
     "rot90",
@@ -354,7 +353,33 @@ _SOURCES: dict[str, Any] = {
 }
 
 
-for _function in (diag, diagflat, fliplr, flipud, repeat_interleave, rot90):
+def fill_diagonal_(self: Tensor, fill_value: Number, wrap: bool = False) -> Tensor:
+    """Fill the main diagonal of this tensor with one number and return it.
+
+    Args:
+        self: a matrix, or a tensor whose dimensions are all equal.
+        fill_value: the number.
+        wrap: begin again below the square of a tall matrix.
+    """
+    shape = self.array.shape
+    if len(shape) < 2 or (len(shape) > 2 and len(set(shape)) > 1):
+        error = ShapeError(
+            "all dimensions of input must be of equal length, and there must be at least 2"
+        )
+        recover("fill_diagonal_", error, {"self": self}, {"fill_value": fill_value})
+    if len(shape) > 2:
+        places = numpy.arange(shape[0])
+        self[(places,) * len(shape)] = fill_value
+        return self
+    height, width = shape
+    rows = numpy.arange(height) if wrap else numpy.arange(min(height, width))
+    columns = rows % (width + 1)
+    inside = columns < width
+    self[rows[inside], columns[inside]] = fill_value
+    return self
+
+
+for _function in (diag, diagflat, fill_diagonal_, fliplr, flipud, repeat_interleave, rot90):
     as_method(_function)
 del _function
 as_method(tile, gather="dims")

@@ -54,7 +54,7 @@ def _times(xp: Namespace, s: Array, allowed: Array | None) -> Array:
     """Return ``s`` with its last columns times ``allowed``, in place where the shapes permit."""
     if allowed is None:
         return s
-    if allowed.ndim > 2 and xp.broadcast_shapes(s.shape, allowed.shape) != s.shape:
+    if allowed.ndim > 2 and numpy.broadcast_shapes(s.shape, allowed.shape) != s.shape:
         return s * allowed
     s[..., s.shape[-1] - allowed.shape[-1] :] *= allowed
     return s
@@ -63,7 +63,7 @@ def _times(xp: Namespace, s: Array, allowed: Array | None) -> Array:
 def _plus(xp: Namespace, s: Array, bias: Array | None) -> Array:
     if bias is None:
         return s
-    if xp.broadcast_shapes(s.shape, bias.shape) != s.shape:
+    if numpy.broadcast_shapes(s.shape, bias.shape) != s.shape:
         return s + bias
     s += bias
     return s
@@ -90,11 +90,18 @@ def _closed(xp: Namespace, s: Array, allowed: Array | None) -> Array:
     return xp.concatenate([s[..., :width], open_], axis=-1) if width else open_
 
 
+def _row_maxima(xp: Namespace, s: Array) -> Array:
+    """Return the maximum of each row, 0 for a row that is empty or -inf throughout."""
+    if not s.shape[-1]:
+        return xp.zeros((*s.shape[:-1], 1), s.dtype)
+    top = xp.max(s, axis=-1, keepdims=True)
+    return xp.where(xp.isneginf(top), xp.zeros_like(top), top)
+
+
 def _shifted(xp: Namespace, s: Array, allowed: Array | None) -> _Rows:
     """Return the same for any logits; a row where nothing is allowed gets 0 for 1 / 0."""
     s = _closed(xp, s, allowed)
-    top = xp.max(s, axis=-1, keepdims=True, initial=-xp.inf)
-    top = xp.where(xp.isneginf(top), xp.zeros_like(top), top)
+    top = _row_maxima(xp, s)
     with xp.errstate(invalid="ignore"):
         s = s - top
     xp.exp(s, out=s)
@@ -173,7 +180,7 @@ class _Heads:
     ) -> None:  # fmt: skip
         self.xp, self.scale, self.causal = xp, scale, causal
         more = [m.shape[:-2] for m in (mask, keep) if m is not None]
-        self.lead = xp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], *more)
+        self.lead = numpy.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], *more)
         square = (q.shape[-2], k.shape[-2])
         self.q, self.k, self.v = (xp.broadcast_to(a, self.lead + a.shape[-2:]) for a in (q, k, v))
         self.mask, self.keep = (
@@ -183,7 +190,7 @@ class _Heads:
     def blocks(self) -> Iterator[tuple[Shape, slice, slice]]:
         """Return the blocks; a causal one leaves out the columns right of its last diagonal."""
         length, size = self.q.shape[-2], self.k.shape[-2]
-        for head in self.xp.ndindex(*self.lead):
+        for head in numpy.ndindex(*self.lead):
             for start in range(0, length, _ROWS):
                 rows = slice(start, min(start + _ROWS, length))
                 yield head, rows, slice(0, min(rows.stop, size) if self.causal else size)
@@ -284,8 +291,7 @@ def _formula(
     square = (query.array.shape[-2], key.array.shape[-2])
     mask = None if attn_mask is None else attn_mask.array
     allowed = _allowed(xp, mask, is_causal, square, query.array)
-    top = xp.max(_closed(xp, s.array, allowed), axis=-1, keepdims=True, initial=-xp.inf)
-    s = s - wrap(xp.where(xp.isneginf(top), xp.zeros_like(top), top))
+    s = s - wrap(_row_maxima(xp, _closed(xp, s.array, allowed)))
     if allowed is not None:
         s = F.where(wrap(allowed != 0), s, -math.inf)
     e = F.exp(s)

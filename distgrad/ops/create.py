@@ -201,7 +201,7 @@ def _unfit(data: Any) -> Exception:
         return ArgumentTypeError("tensor(): new(): invalid data type 'str'; pass numbers")
     if isinstance(leaf, str):
         return ArgumentError("tensor(): too many dimensions 'str'; pass numbers")
-    if not isinstance(data, list | tuple | range):
+    if not isinstance(data, list | tuple | _range):
         if isinstance(data, int):
             return ArgumentError(
                 "tensor(): Overflow when unpacking long; it does not fit in 64 bits"
@@ -323,7 +323,11 @@ def from_dlpack(ext_tensor: Any) -> Tensor:
 
 # ---------------------------------------------------------------------- from sizes
 def zeros(
-    *size: Any, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Sequence[int] | None = None,
+    dtype: Any = None,
+    device: DeviceLike = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Return zeros of the given sizes: ``zeros(2, 3)`` or ``zeros((2, 3))``.
 
@@ -333,21 +337,29 @@ def zeros(
         tensor([[0., 0., 0.],
                 [0., 0., 0.]])
     """
-    return _made("zeros", size, dtype, device, requires_grad)
+    return _made("zeros", sizes if size is None else (size,), dtype, device, requires_grad)
 
 
 def ones(
-    *size: Any, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Sequence[int] | None = None,
+    dtype: Any = None,
+    device: DeviceLike = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Return ones of the given sizes: ``ones(2, 3)`` or ``ones((2, 3))``."""
-    return _made("ones", size, dtype, device, requires_grad)
+    return _made("ones", sizes if size is None else (size,), dtype, device, requires_grad)
 
 
 def empty(
-    *size: Any, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Sequence[int] | None = None,
+    dtype: Any = None,
+    device: DeviceLike = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Return memory of the given sizes with whatever stands in it."""
-    return _made("empty", size, dtype, device, requires_grad)
+    return _made("empty", sizes if size is None else (size,), dtype, device, requires_grad)
 
 
 def _made(name: str, size: Any, dtype: Any, device: DeviceLike, requires_grad: bool) -> Tensor:

@@ -227,10 +227,10 @@ def diff(
         place = wrap_dim(dim, input.array.ndim)
     except Exception as error:
         recover("diff", error, {"input": input}, {"n": n, "dim": dim})
+    if not n:
+        return clone(input)
     parts = [t for t in (prepend, input, append) if t is not None]
-    out = clone(input) if len(parts) == 1 and not n else input
-    if len(parts) > 1:
-        out = cat(parts, place)
+    out = input if len(parts) == 1 else cat(parts, place)
     less = logical_xor if out.array.dtype == bool else sub
     for _ in range(min(n, out.array.shape[place])):
         rest = max(out.array.shape[place] - 1, 0)

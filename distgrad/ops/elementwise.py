@@ -296,7 +296,18 @@ def pow(xp: Namespace, input: TensorLike, exponent: TensorLike) -> Array:
     number = _constant(exponent)
     if number in _POWERS and base.ndim and base.dtype.kind == "f":
         return _POWERS[number](xp, base)
+    if number is None and base.dtype.kind == "i":
+        return _integer_power(xp, base, exponent)
     return xp.power(base, exponent)
+
+
+def _integer_power(xp: Namespace, base: Any, exponent: Any) -> Array:
+    """Return integers to the power of integers; negative powers are cut to -1, 0 or 1."""
+    power = xp.power(base, xp.maximum(exponent, 0))
+    one = xp.asarray(1, base.dtype)
+    sign = xp.where(exponent % 2 == 0, one, base)
+    inverse = xp.where(xp.abs(base) == 1, sign, 0 * one)
+    return xp.where(exponent < 0, inverse, power)
 
 
 # NumPy's power takes 70 ns for a negative number to the third power, a product 0.1 ns.

@@ -40,6 +40,7 @@ __all__ = [
     "meshgrid",
     "row_stack",
     "split",
+    "split_with_sizes",
     "stack",
     "tensor_split",
     "unbind",
@@ -358,6 +359,11 @@ def unsafe_split(
     return tuple(parts)
 
 
+def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Return views of the given sizes along ``dim``."""
+    return tuple(split(input, list(split_sizes), dim))
+
+
 def unsafe_chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Return what ``chunk`` does; the parts may be changed in place."""
     sizes = [part.array.shape[dim] for part in chunk(input.detach(), chunks, dim)]
@@ -409,6 +415,15 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
     return input[wrap(numpy.asarray(rows))]
 
 
-for _function in (chunk, dsplit, hsplit, tensor_split, unsafe_chunk, unsafe_split, vsplit):
+for _function in (
+    chunk,
+    dsplit,
+    hsplit,
+    split_with_sizes,
+    tensor_split,
+    unsafe_chunk,
+    unsafe_split,
+    vsplit,
+):
     as_method(_function)
 del _function

@@ -104,7 +104,8 @@ def _check_matrix(a: Any, name: str = "A") -> None:
 def _check_float(a: Any) -> None:
     if a.dtype.kind not in "fc" or a.dtype.itemsize < 4:
         raise LinAlgError(
-            f"Expected a floating point or complex tensor as input (float32 or wider). Got {a.dtype}"
+            "Expected a floating point or complex tensor (of 32 bits or more) as input. "
+            f"Got {a.dtype}"
         )
 
 

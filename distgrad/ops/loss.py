@@ -25,7 +25,7 @@ from distgrad.typing import Array, Namespace
 __all__ = [
     "bernoulli_surprise", "binary_cross_entropy", "binary_cross_entropy_with_logits",
     "cross_entropy", "cross_entropy_loss", "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss",
-    "mse_loss", "nll_loss", "pick", "pick_backward", "poisson_nll_loss", "reduced", "reduction_of",
+    "mse_loss", "nll_loss", "pick", "pick_backward", "poisson_nll_loss",
     "smooth_l1_loss",
 ]  # fmt: skip
 
@@ -58,8 +58,8 @@ def reduced(loss: Tensor, reduction: str) -> Tensor:
 def _times_weight(name: str, loss: Tensor, weight: Tensor) -> Tensor:
     if weight.array.shape != loss.array.shape:
         raise ArgumentError(
-            f"{signature(name, {'input': loss, 'weight': weight}, {})}: Weights and input must have "
-            "the same size; expand the weight"
+            f"{signature(name, {'input': loss, 'weight': weight}, {})}: Weights and input must "
+            "have the same size; expand the weight"
         )
     return loss * weight
 
@@ -400,9 +400,10 @@ def pick(xp: Namespace, input: Tensor, index: Tensor) -> Array:
 )
 def pick_backward(xp: Namespace, grad: Tensor, index: Tensor, size: tuple[int, ...]) -> Array:
     """Return zeros of ``size`` with ``grad`` at the places that ``pick`` reads."""
-    out, dim = xp.zeros(size, grad.dtype), 0 if len(size) == 1 else 1
-    xp.put_along_axis(out, xp.expand_dims(index, dim), xp.expand_dims(grad, dim), dim)
-    return out
+    dim = 0 if len(size) == 1 else 1
+    classes = xp.reshape(xp.arange(size[dim]), (-1,) + (1,) * (len(size) - 1 - dim))
+    chosen = xp.expand_dims(index, dim) == classes
+    return xp.where(chosen, xp.expand_dims(grad, dim), xp.zeros((), grad.dtype))
 
 
 def nll_loss(

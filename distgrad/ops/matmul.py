@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.inplace import in_place
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.reduce import sum as sum_
-from distgrad.ops.shape import mT, permute, reshape, unsqueeze, wrap_dim, wrap_dims
+from distgrad.ops.shape import permute, reshape, unsqueeze, wrap_dim, wrap_dims
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Number
 
@@ -35,7 +36,6 @@ __all__ = [
     "ger",
     "inner",
     "kron",
-    "linear",
     "matmul",
     "mm",
     "mv",
@@ -439,6 +439,8 @@ def trace(input: Tensor) -> Tensor:
     return sum_(input.diagonal())
 
 
+for _function in (addbmm, addmm, addmv, addr, baddbmm):
+    setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))
 for _function in (
     addbmm, addmm, addmv, addr, baddbmm, bmm, cross, dot, ger, inner, kron, mm, mv, outer, trace,
     vdot,

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import as_method, as_property, op, recover
 from distgrad.autograd.samples import unary
 from distgrad.backend import device as devices
 from distgrad.backend import dtype as dtypes
-from distgrad.errors import ArgumentTypeError
+from distgrad.errors import ArgumentTypeError, ShapeError
 from distgrad.ops.shape import clone, to_dtype
-from distgrad.tensor import Tensor
+from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
-__all__ = ["is_same_size"]
+__all__ = ["is_nonzero", "is_same_size"]
 
 
 @op("linear", samples=unary(), method=False, node="ToCopyBackward0", reference="clone",
@@ -209,6 +209,34 @@ def is_signed(self: Tensor) -> bool:
     return self.dtype.is_signed
 
 
+def ndimension(self: Tensor) -> int:
+    """Return the number of dimensions."""
+    return int(self.array.ndim)
+
+
+def is_nonzero(input: Tensor) -> bool:
+    """Return True when the only element is not zero."""
+    if input.array.size != 1:
+        error = ShapeError(
+            "Boolean value of Tensor with "
+            f"{'more than one value' if input.array.size else 'no values'} is ambiguous"
+        )
+        recover("is_nonzero", error, {"input": input}, {})
+    return bool(input.array.item())
+
+
+def storage_offset(self: Tensor) -> int:
+    """Return how many elements stand in memory before the first one of this view."""
+    base = self.array if self._base is None else self._base.array
+    start = wrap(base).data_ptr()
+    return (self.data_ptr() - start) // self.array.itemsize
+
+
+def _is_cpu(self: Tensor) -> bool:
+    """True when the array lives in host memory."""
+    return not self.is_cuda
+
+
 def detach_(self: Tensor) -> Tensor:
     """Cut this tensor off from its history, in place, and return it."""
     self._node, self.requires_grad = None, False
@@ -217,10 +245,11 @@ def detach_(self: Tensor) -> Tensor:
 
 for _function in (
     bfloat16, byte, cdouble, cfloat, char, cpu, cuda, detach_, double, get_device, half,
-    is_same_size, is_signed, long, short, to, type_as,
+    is_nonzero, is_same_size, is_signed, long, ndimension, short, storage_offset, to, type_as,
 ):  # fmt: skip
     as_method(_function)
 del _function
+as_property(_is_cpu, "is_cpu")
 as_method(bool_, "bool")
 as_method(float_, "float")
 as_method(int_, "int")

@@ -407,8 +407,8 @@ def batch_norm(
     count = input.numel() // max(input.array.shape[1], 1)
     if count == 1:
         raise ArgumentError(
-            f"{signature('batch_norm', {'input': input}, {'training': True})}: Expected more than 1 "
-            f"value per channel when training, got input size {input.shape}; use a larger batch"
+            f"{signature('batch_norm', {'input': input}, {'training': True})}: Expected more than "
+            f"1 value per channel when training, got input size {input.shape}; use a larger batch"
         )
     out, mean, var = native_batch_norm(input, weight, bias, eps)
     _move(running_mean, mean.array, momentum)

@@ -90,7 +90,7 @@ def _max_pool(
     first, base = _first_places(xp, space, kernel, stride, padding, dilation, out)
     place = xp.empty(best.shape, xp.int64)
     place[...] = first
-    nans = x.dtype.kind == "f" and bool(xp.isnan(xp.max(x, initial=lowest)))
+    nans = x.dtype.kind == "f" and x.size and bool(xp.isnan(xp.max(x)))
     for offset, window in _windows(kernel, stride, dilation, out):
         view = x[(..., *window)]
         higher = view > best

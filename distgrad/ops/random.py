@@ -161,7 +161,7 @@ def randperm(
         >>> import distgrad as dg
         >>> _ = dg.manual_seed(0)
         >>> dg.randperm(4)
-        tensor([2, 0, 1, 3])
+        tensor([0, 1, 3, 2])
     """
     (count,) = sizes_of("randperm", (n,))
     kind = numpy_dtype(int64 if dtype is None else dtype, "randperm")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from distgrad.autograd.declare import as_method, op
+from distgrad.autograd.declare import as_method, named_results, op
 from distgrad.autograd.samples import (
     Sample,
     along,
@@ -438,17 +438,13 @@ def amin(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
     return xp.min(input, axis=dims, keepdims=keepdim)
 
 
-class aminmax_result(NamedTuple):
-    """What ``aminmax`` returns."""
-
-    min: Tensor
-    max: Tensor
+_aminmax_result = named_results("aminmax", ["min", "max"])
 
 
-def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> aminmax_result:
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
     """Return the smallest and the largest elements, as a named tuple ``(min, max)``."""
     dims: Dim = () if dim is None else dim
-    return aminmax_result(amin(input, dims, keepdim), amax(input, dims, keepdim))
+    return _aminmax_result(amin(input, dims, keepdim), amax(input, dims, keepdim))
 
 
 @op(

@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from distgrad.autograd.declare import as_method, as_property, op, recover
-from distgrad.autograd.samples import case, real, unary
+from distgrad.autograd.samples import case, given, real, unary
+from distgrad.backend.device import array_namespace
 from distgrad.errors import IndexOutOfRange, ShapeError
-from distgrad.tensor import Tensor
+from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
     "adjoint",
+    "as_strided",
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
@@ -669,6 +673,55 @@ def windows_backward(
     return out
 
 
+def _d_as_strided(F: Any, g: Any, input_shape: Shape, places: Any) -> Any:
+    flat = F.index_backward(
+        F.reshape(g, (-1,)), [F.reshape(places, (-1,))], (math.prod(input_shape),), (0,)
+    )
+    return F.reshape(flat, input_shape)
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), given([[1, 3], [3, 5]]), size=(2, 2), stride=(2, 2), offset=1)],
+    view=True,
+    method=False,
+    node="AsStridedBackward0",
+    reference=lambda torch, x, places, size, stride, offset: x.as_strided(size, stride, offset),
+    d_input=lambda F, g, input_shape, places: _d_as_strided(F, g, input_shape, places),
+)
+def strided_view(
+    xp: Namespace, input: Tensor, places: Tensor, size: Shape, stride: Shape, offset: int
+) -> Array:
+    """Return a view of the elements ``places`` of a contiguous tensor."""
+    memory: Array = input
+    if not memory.flags.c_contiguous:
+        raise ShapeError("as_strided() takes contiguous tensors only; use .contiguous()")
+    steps = tuple(s * memory.itemsize for s in stride)
+    return xp.lib.stride_tricks.as_strided(memory.reshape(-1)[offset:], size, steps)
+
+
+def as_strided(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """Return the view of a size, with steps in memory counted in elements.
+
+    Differs from PyTorch: the tensor must be contiguous, and its first element is number 0.
+    """
+    xp = array_namespace(input.array)
+    first = storage_offset or 0
+    places = numpy.full((), first)
+    for n, step in zip(size, stride, strict=True):
+        places = places[..., None] + numpy.arange(n) * step
+    if places.size and not 0 <= places.min() <= places.max() < input.array.size:
+        error = ShapeError(
+            f"sizes {list(size)}, strides {list(stride)}, storage offset {first} are out of bounds "
+            f"for storage of {input.array.size} elements"
+        )
+        recover("as_strided", error, {"input": input}, {})
+    index = wrap(xp.asarray(places.reshape(-1)))
+    return strided_view(input, index, tuple(size), tuple(stride), first)
+
+
 # ---------------------------------------------------------------------- methods
 def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
     """Return ``input`` itself when its memory is in row-major order, else a copy that is."""
@@ -707,8 +760,8 @@ def _conjugate_transpose(self: Tensor) -> Tensor:
     """The transpose of a matrix, complex numbers conjugated."""
     if self.array.ndim not in (0, 2):
         error = ShapeError(
-            f"tensor.H is only supported on matrices (2-D tensors). Got {self.array.ndim}-D tensor; "
-            "use .mH for a batch"
+            "tensor.H is only supported on matrices (2-D tensors). "
+            f"Got {self.array.ndim}-D tensor; use .mH for a batch"
         )
         recover("H", error, {"input": self}, {})
     return adjoint(self) if self.array.ndim else self
@@ -725,8 +778,8 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
 
 for _function in (
-    adjoint, contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as, swapaxes, swapdims, t,
-    unflatten, unfold, view_as,
+    adjoint, as_strided, contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as,
+    swapaxes, swapdims, t, unflatten, unfold, view_as,
 ):  # fmt: skip
     as_method(_function)
 del _function

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
-from distgrad.autograd.samples import booleans, case, distinct, given, integers, positive, real
+from distgrad.autograd.samples import case, distinct, given, integers, positive, real
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, DtypeError, ShapeError
+from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops.shape import reshape, wrap_dim
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Number, TensorLike

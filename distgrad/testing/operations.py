@@ -73,10 +73,11 @@ class Case:
 def _draw(spec: Spec | Sequence[Spec] | None, rng: np.random.Generator, dtype: Any) -> Any:
     if spec is None:
         return None
-    if not isinstance(spec, Spec):
-        return [_draw(s, rng, dtype) for s in spec]
-    array = spec.draw(rng)
-    return array.astype(dtype) if array.dtype == np.float64 else array
+    if isinstance(spec, Spec):
+        array = spec.draw(rng)
+        return array.astype(dtype) if array.dtype == np.float64 else array
+    many: Sequence[Spec] = spec
+    return [_draw(s, rng, dtype) for s in many]
 
 
 def _is_real(a: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -106,4 +107,4 @@ def micro_batches(global_batch: int, micro_batch: int, world_size: int) -> list[
     cuts = [0]
     for rank in range(world_size):
         cuts.append(cuts[-1] + each + (rank < more))
-    return [rows[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [rows[a:b] for a, b in pairwise(cuts)]

@@ -13,7 +13,7 @@ from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError, MissingExtra
 from distgrad.launch.jobs import Context
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
-from distgrad.nn import functional as F  # noqa: N812
+from distgrad.nn import functional as F
 from distgrad.ops.random import manual_seed
 from distgrad.tensor import Tensor, wrap
 
@@ -49,7 +49,6 @@ def network(kind: str) -> nn.Module:
 class DigitsTask:
     """The scans in a fixed shuffled order; the last ones are held out."""
 
-    unit = "scans"
     metric = "val_loss"
 
     def __init__(self, config: DigitsConfig, context: Context) -> None:

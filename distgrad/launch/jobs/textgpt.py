@@ -15,7 +15,7 @@ from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError
 from distgrad.launch.jobs import Context, textdata
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
-from distgrad.nn import functional as F  # noqa: N812
+from distgrad.nn import functional as F
 from distgrad.ops.create import arange
 from distgrad.ops.random import manual_seed
 from distgrad.tensor import Tensor, wrap
@@ -56,7 +56,8 @@ class Block(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, time, width))
-        return x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+        out: Tensor = x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+        return out
 
 
 class GPT(nn.Module):
@@ -83,13 +84,13 @@ class GPT(nn.Module):
         x = self.wte(ids) + self.wpe(place)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.ln_f(x))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.ln_f(x))
+        return logits
 
 
 class TextTask:
     """The text, cut into windows of ``context`` characters."""
 
-    unit = "characters"
     metric = "val_loss"
 
     def __init__(self, config: TextGPTConfig, context: Context) -> None:
@@ -153,9 +154,12 @@ class TextTask:
         if self.config.sample:
             say("sample\n  " + self.write(self.config.sample).replace("\n", "\n  "))
 
-    @no_grad()
     def write(self, length: int) -> str:
         """Return ``length`` characters drawn one after another from the model."""
+        with no_grad():
+            return self._write(length)
+
+    def _write(self, length: int) -> str:
         config, rng = self.config, np.random.default_rng(self.config.seed)
         ids = list(self.corpus.train[:1])
         self.model.eval()

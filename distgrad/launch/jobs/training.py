@@ -19,7 +19,7 @@ import numpy as np
 
 from distgrad import optim
 from distgrad.autograd.mode import no_grad
-from distgrad.backend.device import device as Device  # noqa: N812
+from distgrad.backend.device import device as Device
 from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.errors import ConfigError
 from distgrad.launch import checkpoint, plot
@@ -59,10 +59,15 @@ class TrainingConfig:
 class Task(Protocol):
     """What differs between jobs: data, loss and evaluation."""
 
-    model: Module
-    unit: str  # what a loss is a mean over
     metric: str  # the one that decides which model is the best: smaller is better
-    baselines: Mapping[str, float]
+
+    @property
+    def model(self) -> Module:
+        """The model to train."""
+
+    @property
+    def baselines(self) -> Mapping[str, float]:
+        """Losses of models that only count, by name."""
 
     def batch(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of these rows of the global batch of ``step``."""
@@ -119,8 +124,9 @@ class Trainer:
         if step < c.warmup:
             return (step + 1) / c.warmup
         done = (step - c.warmup) / max(1, c.steps - c.warmup)
-        low = c.min_lr / c.lr if c.lr else 0.0
-        return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        low: float = c.min_lr / c.lr if c.lr else 0.0
+        factor: float = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return factor
 
     # ------------------------------------------------------------------ the whole run
     def run(self) -> dict[str, float]:
@@ -165,7 +171,7 @@ class Trainer:
                     loss, units = self.task.loss(self.ddp(x), y)
                 self.ddp.add_count(units)
                 with span("backward"):
-                    loss.backward()  # type: ignore[attr-defined]
+                    loss.backward()
             total, count = total + loss.item(), count + units
         sums = np.array([total, count, self.context.stop_requested()], np.float64)
         agreed = self.group.channel("control").start_all_reduce(sums)
