@@ -40,10 +40,9 @@ ACTIVATIONS = [
     case(name)
     for name in (
         "ReLU", "ReLU6", "Sigmoid", "Tanh", "SiLU", "Mish", "Hardswish", "Hardsigmoid", "ELU",
-        "CELU", "SELU", "GLU", "GELU", "Hardshrink", "LeakyReLU", "LogSigmoid", "Softplus",
+        "CELU", "SELU", "GELU", "Hardshrink", "LeakyReLU", "LogSigmoid", "Softplus",
         "Softshrink", "Softsign", "Tanhshrink", "Hardtanh", "PReLU", "Identity",
     )
-    if name != "GLU"
 ]  # fmt: skip
 CASES = [
     *ACTIVATIONS,
@@ -200,12 +199,13 @@ def test_forward_and_gradients_are_those_of_torch(case: Case, training: bool) ->
         out.backward(dg.tensor(weights))
         expected.backward(torch.tensor(weights))
     _assert_same_state(ours, theirs, 1e-10)
+    rtol = 1e-7 if case.name == "Hardsigmoid" else 1e-9  # torch's 1/6 is a float32
     pairs = [*zip(x, y, strict=True), *zip(ours.parameters(), theirs.parameters(), strict=True)]
     for a, b in pairs:
         assert (a.grad is None) == (b.grad is None)
         if b.grad is not None:
             np.testing.assert_allclose(
-                a.grad.array, b.grad.numpy(), rtol=1e-9, atol=1e-10, strict=True
+                a.grad.array, b.grad.numpy(), rtol=rtol, atol=1e-10, strict=True
             )
 
 

@@ -54,6 +54,12 @@ def test_relu_passes_no_gradient_at_zeros_of_either_sign(size):
     np.testing.assert_array_equal(x.grad.array, [0.0, 0.0, 1.0] * size)
 
 
+def test_the_gradient_of_relu_takes_minus_zero_for_zero():
+    x = tensor(np.array([-0.0, 0.0, 2.0, -2.0, np.inf]))
+    out = activation.relu_backward(tensor(np.full(5, 7.0)), x)
+    np.testing.assert_array_equal(out.array, [0.0, 0.0, 7.0, 0.0, 7.0])
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 4, 3), (2, 4, 3, 2)])
 @pytest.mark.parametrize("one", [True, False])
@@ -78,6 +84,13 @@ def test_softmax_agrees_with_torch_for_small_and_large_numbers(name, dim, scale)
     ours, theirs = getattr(activation, name), getattr(torch.nn.functional, name)
     x = draw(20, 30, 4) * scale
     agree(lambda a: ours(a, dim), lambda a: theirs(a, dim), x)
+
+
+@pytest.mark.parametrize("far", [-1000.0, 1000.0])
+def test_softmax_of_large_equal_numbers_is_uniform(far):
+    x = tensor(np.full((40, 50), far))
+    np.testing.assert_allclose(dg.softmax(x, -1).array, 1 / 50)
+    np.testing.assert_allclose(dg.log_softmax(x, 0).array, -np.log(40))
 
 
 def test_softmax_ignores_minus_infinity_and_keeps_its_input():

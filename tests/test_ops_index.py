@@ -184,13 +184,12 @@ SAME_AS_TORCH = {
     "take_along_dim": lambda L, x, i: L.take_along_dim(x, i[:1], 1),
     "take_along_dim-all": lambda L, x, i: L.take_along_dim(x, i),
     "scatter-value": lambda L, x, i: L.scatter(x, 1, i, 2.5),
-    "scatter-add": lambda L, x, i: L.scatter(x, 1, i, x * 2, reduce="add"),
-    "scatter_": lambda L, x, i: (x * 1).scatter_(0, i, x[1:]),
-    "scatter_reduce-sum": lambda L, x, i: L.scatter_reduce(x, 1, i, x * 2, "sum"),
+    "scatter_": lambda L, x, i: (x * 1).scatter_(0, i, x[1:, :2]),
+    "scatter_reduce-sum": lambda L, x, i: L.scatter_reduce(x, 1, i, x[:2, :2] * 2, "sum"),
     "scatter_reduce-mean": lambda L, x, i: L.scatter_reduce(
-        x, 1, i, x * 2, "mean", include_self=False
+        x, 1, i, x[1:, 2:] * 2, "mean", include_self=False
     ),
-    "scatter_reduce-amax": lambda L, x, i: L.scatter_reduce(x, 1, i, x[:, 1:], "amax"),
+    "scatter_reduce-amax": lambda L, x, i: L.scatter_reduce(x, 1, i, x[:2, 1:3], "amax"),
 }
 
 

@@ -302,9 +302,8 @@ def _result_type(self: Operation) -> Any:
 
 def named_results(name: str, fields: list[str]) -> Any:
     """Return the named tuple of several outputs, which prints as one of ``torch.return_types``."""
-    kind: Any = namedtuple(name, fields)
-    kind.__repr__ = _show_results
-    return kind
+    base: Any = namedtuple(name, fields)  # type: ignore[misc]
+    return type(name, (base,), {"__slots__": (), "__repr__": _show_results})
 
 
 def _show_results(self: Any) -> str:

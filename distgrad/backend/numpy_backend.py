@@ -231,13 +231,17 @@ def add_at(out: Array, index: Array, values: Array) -> None:
     flat = index.reshape(-1)
     rows = values.reshape(-1, width)
     target = out.reshape(count, width)
-    if count <= 128 and width > 1 and out.dtype.char in "fd":
+    if width > 1 and count <= 256 and count * width <= 1 << 14 and out.dtype.char in "fd":
         _add_by_product(target, flat, rows)
     elif width <= 32 and out.dtype.char in "fd":
         for column in range(width):
             target[:, column] += np.bincount(flat, rows[:, column], count)
     elif width <= 32:
         np.add.at(target, flat, rows)
+    elif count <= len(flat):
+        totals = list(target)  # a view of each row, made once
+        for place, row in zip(flat.tolist(), rows, strict=True):
+            np.add(totals[place], row, totals[place])
     else:
         for place, row in zip(flat.tolist(), rows, strict=True):
             total = target[place]

@@ -61,8 +61,6 @@ def main(argv: list[str]) -> int:
     spawn.close_input(hint)
     faulthandler.enable(file=sys.__stderr__ or sys.stderr)
     try:
-        if (hint.size or 1) > 1:
-            spawn.start_mpi(hint)
         group = _group(job, hint)
     except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
         return _refused(hint, error, ERROR)

@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from distgrad.distributed.env import WorldHint
-from distgrad.errors import ConfigError, DistributedError, MissingExtra
+from distgrad.errors import ConfigError, MissingExtra
 from distgrad.launch import blas
 
 STARTED = "_DISTGRAD_STARTED"  # set for the ranks, so that a rank never starts ranks
@@ -155,36 +154,6 @@ def start(ranks: int, hosts: str | None, hostfile: str | None) -> NoReturn:
     sys.stdout.flush()
     _read_nothing()  # an mpirun that reads the terminal stops in the background
     os.execv(mpirun.path, [*words, sys.executable, *sys.orig_argv[1:]])
-
-
-def start_mpi(hint: WorldHint) -> None:
-    """Start MPI in this rank, if the launcher that started it belongs to the same MPI.
-
-    The other way round, an mpirun of MPICH and the library of Open MPI, MPI starts with a world of
-    one rank, which the process group finds.
-
-    Raises:
-        DistributedError: Open MPI's mpirun started ranks that load another library, which ends
-            inside MPI_Init with words about PMI versions.
-    """
-    if importlib.util.find_spec("mpi4py") is None:
-        return  # the process group says so
-    # here and not at the top: one process alone does without MPI
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
-
-    library = identify(MPI.Get_library_version(), "")
-    if hint.launcher == "Open MPI" and library is not None and library.family != "Open MPI":
-        raise DistributedError(
-            f"mpirun: Open MPI started {hint.size} ranks, but mpi4py loads {loaded_library()}; "
-            f"start them with {matching_mpirun()}"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a wrong mpirun, once for each rank
-        if not MPI.Is_initialized():
-            MPI.Init_thread(MPI.THREAD_MULTIPLE)
 
 
 def close_input(hint: WorldHint) -> None:

@@ -179,16 +179,22 @@ def _gatherer(module: Any) -> _Gatherer | None:
 class _Gatherer:
     """Calls the backward hooks of one call of a module."""
 
-    __slots__ = ("count", "full", "grads", "module", "places", "pre")
+    __slots__ = ("count", "full", "grads", "likes", "module", "places", "pre")
 
     def __init__(self, module: Any, pre: list[Hook], full: list[Hook]) -> None:
         self.module, self.pre, self.full = module, pre, full
         self.grads: tuple[Any, ...] | None = None
         self.places: list[int] = []
+        self.likes: list[tuple[int, Any, Any, Any]] = []  # how zeros of each input look
         self.count = 0
 
     def inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Lead the inputs through a node that calls the hooks with both gradients."""
+        self.likes = [
+            (i, array_namespace(v.array), v.array.shape, v.array.dtype)
+            for i, v in enumerate(args)
+            if isinstance(v, Tensor) and v.array.dtype.kind in "fcV"
+        ]
         args, self.places, node = _through(args)
         self.count = len(args)
         if node is not None:
@@ -223,7 +229,11 @@ class _Gatherer:
     def _at_input(self, grads: Sequence[Any], _: Any) -> tuple[Any, ...] | None:
         if self.grads is None:
             return None  # a gradient that did not come through the outputs
-        full = _spread(self.places, grads, self.count)
+        spread = list(_spread(self.places, grads, self.count))
+        for i, xp, shape, dtype in self.likes:
+            if spread[i] is None:
+                spread[i] = wrap(xp.zeros(shape, dtype))
+        full = tuple(spread)
         for hook in self.full:
             new = hook(self.module, full, self.grads)
             if new is not None:

@@ -101,5 +101,5 @@ def _d_angle(F: Any, g: Any, input: Any) -> Any:
 
 
 as_method(conj)
-Tensor.real = property(real)  # type: ignore[attr-defined]
-Tensor.imag = property(imag)  # type: ignore[attr-defined]
+Tensor.real = property(real)  # type: ignore[method-assign, assignment]
+Tensor.imag = property(imag)  # type: ignore[method-assign, assignment]

@@ -144,6 +144,9 @@ def _from_data(data: Any, kind: Any) -> Array:
         return array.astype(kind or _dtype.default_float())
     if array.dtype.kind not in "biufc" or array.dtype == numpy.uint64:
         raise _unfit(data)
+    if array.dtype == numpy.float64 and bool((numpy.abs(array) >= 2.0**63).any()):
+        if isinstance(data, list | tuple) and (error := _ragged(data, 0)):
+            raise error  # NumPy turns integers beyond 64 bits into floats
     if kind is None:
         return array.astype(_inferred(array.dtype, leaf), copy=False)
     return _converted(array, kind)
@@ -245,7 +248,7 @@ def as_tensor(data: Any, dtype: Any = None, device: DeviceLike = None) -> Tensor
     kind = None if dtype is None else numpy_dtype(dtype, "as_tensor")
     if isinstance(data, Tensor):
         if device is not None and not _at(data.array, placed(device)):
-            data = data.to(placed(device))  # type: ignore[attr-defined]
+            data = data.to(placed(device))
         same: bool = kind is None or data.array.dtype == kind
         return data if same else cast(data, kind)
     if isinstance(data, numpy.ndarray):
@@ -502,16 +505,14 @@ def arange(
         kind = numpy.dtype(numpy.int64) if whole else _dtype.default_float()
     else:
         kind = numpy_dtype(dtype, "arange")
+    if kind.kind in "iu" and not whole:
+        first, last, by = int(first), int(last), int(by)
+        whole = True
     count = _steps(first, last, by)
     place = placed(device)
     xp = namespace_of(place)
-    if kind.kind in "iu":
-        first, by = int(first), int(by)
-        if not by and count:
-            raise ArgumentError(f"arange(step={step}): step must be nonzero in {kind}")
     if whole:
-        array = xp.arange(count, dtype=xp.int64) * by + first
-        array = array if array.dtype == kind else array.astype(kind)
+        array = xp.arange(first, last, by, dtype=xp.int64).astype(kind, copy=False)
     else:
         array = (xp.arange(count, dtype=xp.float64) * by + first).astype(kind)
     return finish(array, place, requires_grad, "arange")
@@ -770,7 +771,7 @@ def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
         )
     if mode.grad and (self.requires_grad or src.requires_grad):
         return assign(self, _shapes.copy(self, src), "copy_")
-    source = src.array if type(src.array) is type(self.array) else src.to(self.device).array  # type: ignore[attr-defined]
+    source = src.array if type(src.array) is type(self.array) else src.to(self.device).array
     try:
         self.array[...] = source
     except ValueError as error:

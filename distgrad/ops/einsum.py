@@ -146,17 +146,17 @@ def _sizes(inputs: Sequence[Labels], shapes: Sequence[tuple[int, ...]]) -> dict[
     sizes: dict[int, int] = {}
     for number, (labels, shape) in enumerate(zip(inputs, shapes, strict=True)):
         for place, (label, n) in enumerate(zip(labels, shape, strict=True)):
+            if label in labels[:place] and n != shape[labels.index(label)]:
+                raise ShapeError(
+                    f"subscript {_LETTERS[label]} is repeated for operand {number} but the sizes "
+                    f"don't match, {n} != {shape[labels.index(label)]}"
+                )
             known = sizes.get(label, 1)
             if n not in (known, 1) and known != 1:
                 name = _LETTERS[label] if label < _DOTS else "..."
                 raise ShapeError(
                     f"subscript {name} has size {n} for operand {number} which does not broadcast "
                     f"with previously seen size {known}"
-                )
-            if label in labels[:place] and n != shape[labels.index(label)]:
-                raise ShapeError(
-                    f"subscript {_LETTERS[label]} is repeated for operand {number} but the sizes "
-                    f"don't match, {n} != {shape[labels.index(label)]}"
                 )
             sizes[label] = known if n == 1 else n
     return sizes

@@ -186,7 +186,7 @@ def nanmean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any
             "pass dtype= or convert with .float()"
         )
     there = sum(logical_not(isnan(input)), dim, keepdim)
-    mean_: Tensor = nansum(input, dim, keepdim, dtype=dtype) / there  # type: ignore[operator]
+    mean_: Tensor = nansum(input, dim, keepdim, dtype=dtype) / there
     return mean_
 
 
@@ -217,7 +217,7 @@ def prod(
     """Return the product over ``dim`` (all dimensions by default); of integers in int64."""
     if dim is not None and not isinstance(dim, int):
         raise ArgumentTypeError(f"prod() takes one dimension, not dim={dim!r}")
-    kind = xp.int64 if input.dtype.kind in "biu" and dtype is None else None  # type: ignore[attr-defined]
+    kind = xp.int64 if input.dtype.kind in "biu" and dtype is None else input.dtype  # type: ignore[attr-defined]
     dims = axes(dim, input.ndim)
     if is_narrow(input):
         return xp.multiply.reduce(input, dims, xp.float32, None, keepdim).astype(input.dtype)
@@ -323,7 +323,8 @@ def _variance(
             "reduction factor (input numel divided by output numel).",
             stacklevel=5,
         )
-    return xp.divide(total(xp, square, dims, keepdim), square.dtype.type(freedom))
+    with xp.errstate(divide="ignore", invalid="ignore"):
+        return xp.divide(total(xp, square, dims, keepdim), square.dtype.type(freedom))
 
 
 _var_op, _std_op = var, std

@@ -195,7 +195,7 @@ def load(
         return tensors
     try:
         return _unpacked(json.loads(notes[_TREE]), tensors)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"load({os.fspath(path)!r}): its head is damaged ({error}); take an older file"
         ) from error
@@ -241,7 +241,7 @@ def _packed(value: Any, path: str, tensors: dict[str, Tensor], depth: int) -> An
 def _unpacked(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
-    kind = next(iter(tree))
+    kind = next(iter(tree), "")
     content = tree[kind]
     if kind == "tensor":
         tensor = tensors[content]

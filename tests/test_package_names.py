@@ -1,0 +1,42 @@
+"""The names of the package, and what importing it does not start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import distgrad as dg
+
+_LOOK = """
+import sys, distgrad
+heavy = {"mpi4py", "cupy", "safetensors", "torch", "matplotlib", "sklearn", "ml_dtypes"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+
+
+def test_importing_starts_neither_mpi_nor_cuda_nor_an_extra() -> None:
+    out = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists_and_stands_once() -> None:
+    assert [name for name in dg.__all__ if not hasattr(dg, name)] == []
+    assert sorted({n for n in dg.__all__ if dg.__all__.count(n) > 1}) == []
+
+
+def test_functions_stand_where_submodules_of_the_same_name_are() -> None:
+    assert dg.tensor([1.0]).tolist() == [1.0]
+    assert dg.nn.functional.relu is dg.relu
+    assert dg.float is dg.float32 and dg.long is dg.int64 and dg.bool.name == "bool"
+    assert dg.optim.lr_scheduler.StepLR and dg.linalg.norm and dg.random.manual_seed
+
+
+@pytest.mark.torch
+def test_names_of_operations_are_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    for name in dg.nn.functional.__all__:
+        assert hasattr(torch.nn.functional, name), name
+    for name in dg.nn.__all__:
+        assert hasattr(torch.nn, name), name
