@@ -75,7 +75,6 @@ from distgrad.ops.random import *
 from distgrad.ops.reduce import *
 from distgrad.ops.scatter import *
 from distgrad.ops.shape import *
-from distgrad.ops.shape import broadcast_shapes
 from distgrad.ops.sort import *
 from distgrad.ops.special import *
 from distgrad.tensor import Size, Tensor
@@ -89,7 +88,6 @@ __all__ = [
     "autograd",
     "bfloat16",
     "bool",
-    "broadcast_shapes",
     "can_cast",
     "cdouble",
     "cfloat",

@@ -119,6 +119,8 @@ class Switch:
 _COUNT, _EVERY, _NUMBER = number(int, 1), number(int, -1), number(float, 0)
 
 TABLE = (
+    # of the library itself
+    Switch("keep_memory", "engine", flag, True, "", "keep freed host memory for the next step"),
     # what to run and where
     Switch("nproc", "launch", ranks, None, "N|auto", "start N ranks with the matching mpirun", "n"),
     Switch("hosts", "launch", str, None, "H1:2,H2:2", "hosts and slots for --nproc"),

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from distgrad.distributed.env import find_mpirun
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--steps", "12", "--save-every", "4", "--eval-every", "6", "--set", "sample=40",
          "--set", "width=32", "--set", "layers=1", "--log-every", "1"]  # fmt: skip
 
@@ -29,7 +31,7 @@ def launch(*options, ranks=1, wait=True, cwd=None):
         command = [find_mpirun(), "-n", str(ranks), *command]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
-        stdin=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "200"},
+        stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     if not wait:
         return process

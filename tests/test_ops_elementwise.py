@@ -157,6 +157,14 @@ def test_number_to_the_power_of_a_tensor_has_the_gradient_of_the_exponential():
     np.testing.assert_allclose(x.grad.numpy(), [2 * math.log(2), 4 * math.log(2)], 1e-6)
 
 
+def test_power_of_zero_has_zero_gradient_for_its_exponent():
+    x = dg.tensor([0.0, 0.0, 2.0], requires_grad=True)
+    y = dg.tensor([2.0, 0.0, 0.0], requires_grad=True)
+    (x**y).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(y.grad.numpy(), [0.0, 0.0, math.log(2)], 1e-6)
+
+
 def test_second_derivative_of_a_square_is_two():
     x = dg.tensor(3.0, requires_grad=True)
     (first,) = dg.autograd.grad(x**2, x, create_graph=True)

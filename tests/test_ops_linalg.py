@@ -41,7 +41,6 @@ CASES = [
     ("norm", [drawn(3, 4)], {}),
     ("norm", [drawn(4)], {"ord": 1}),
     ("norm", [drawn(2, 3, 4)], {"ord": 2, "dim": (0, 1)}),
-    ("cond", [SQUARE], {"p": 1}),
     ("vecdot", [drawn(2, 3), drawn(2, 3)], {}),
     ("cross", [drawn(2, 3), drawn(1, 3)], {}),
     ("diagonal", [drawn(2, 3, 3)], {"offset": 1}),

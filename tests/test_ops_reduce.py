@@ -123,7 +123,8 @@ def test_ties_infinities_and_nan_give_torchs_values(name, values):
     lambda x: x.var(0, False, True), lambda x: x.var(unbiased=False), lambda x: x.var((0, 1)),
     lambda x: x.var(dim=0, correction=0, keepdim=True), lambda x: x.std(1, correction=2),
     lambda x: x.std(unbiased=True), lambda x: x.std(0, True), lambda x: x.norm(),
-    lambda x: x.norm(1), lambda x: x.norm("fro"), lambda x: x.norm(math.inf, 0), lambda x: x.norm(-math.inf, 1),
+    lambda x: x.norm(1), lambda x: x.norm("fro"), lambda x: x.norm(math.inf, 0),
+    lambda x: x.norm(-math.inf, 1),
     lambda x: x.norm(p=0), lambda x: x.norm(3, (0, 1)), lambda x: x.norm(2, 1, True),
     lambda x: x.max(1).values, lambda x: x.max(1)[1], lambda x: x.max(x.flip(0)), lambda x: x.min(),
     lambda x: x.mean((0, 1), True), lambda x: x.sum((0,), keepdim=True),
@@ -141,7 +142,8 @@ def test_forms_of_arguments_mean_what_they_mean_in_torch(call):
     lambda x: x.norm(math.inf), lambda x: x.norm(), lambda x: x.norm(1), lambda x: x.norm(3, 1),
     lambda x: (x * 0).norm(), lambda x: (x * 0).norm(3), lambda x: (x * 0 + 2).std(),
     lambda x: x.prod(), lambda x: x.prod(1), lambda x: (x - 2).prod(1), lambda x: (x - 3).prod(),
-    lambda x: x.logsumexp(1), lambda x: x.aminmax(dim=1).min, lambda x: x.amax((0, 1)), lambda x: x.amax(1, keepdim=True),
+    lambda x: x.logsumexp(1), lambda x: x.aminmax(dim=1).min, lambda x: x.amax((0, 1)),
+    lambda x: x.amax(1, keepdim=True),
 ])  # fmt: skip
 def test_gradients_at_ties_and_zeros_are_torchs(call):
     torch = pytest.importorskip("torch")
@@ -151,6 +153,14 @@ def test_gradients_at_ties_and_zeros_are_torchs(call):
         call(x).sum().backward()
         grads.append(x.grad.numpy())
     np.testing.assert_allclose(grads[1], grads[0], 1e-6)
+
+
+def test_median_of_an_even_number_of_elements_is_the_lower_one():
+    for kind in (dg.int64, dg.float32):
+        x = dg.tensor([[4, 1, 3, 2], [7, 9, 8, 6]], dtype=kind)
+        assert x.median(1).values.tolist() == [2, 7]
+        assert x.median(1).indices.tolist() == [3, 0]
+        assert x.median().item() == 4
 
 
 # ---------------------------------------------------------------------- precision

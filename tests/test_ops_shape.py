@@ -195,7 +195,11 @@ REFUSED = {
     "cat": (RuntimeError, "Sizes of tensors must match", lambda x: dg.cat([x, x[:, :2]])),
     "cat dims": (RuntimeError, "same number of dimensions", lambda x: dg.cat([x, x[0]])),
     "stack": (RuntimeError, "to be equal size", lambda x: dg.stack([x, x[0]])),
-    "pad": (RuntimeError, "Padding size should be less", lambda x: dg.nn.functional.pad(x, (4, 0), "reflect")),
+    "pad": (
+        RuntimeError,
+        "Padding size should be less",
+        lambda x: dg.nn.functional.pad(x, (4, 0), "reflect"),
+    ),
 }
 
 

@@ -6,4 +6,7 @@ are silenced where they come from a line of this package.  Users' own NumPy code
 
 import warnings
 
+from distgrad.backend.host_memory import keep_freed_memory
+
 warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"distgrad\.")
+keep_freed_memory()

@@ -97,6 +97,16 @@ def windows(
 BLOCK = 1 << 30
 
 
+def broadcast_to(x: Array, shape: Shape) -> Array:
+    """A view of ``x`` in ``shape``."""
+    return cupy.broadcast_to(x, shape)
+
+
+def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
+    """A view of a diagonal of ``x`` as its last axis, writeable as ``x`` is."""
+    return cupy.diagonal(x, offset, axis1, axis2)
+
+
 def row_blocks(rows: int, width: int) -> list[slice]:
     """One slice of all ``rows`` rows: a device gains nothing from blocks of ``width`` elements."""
     return [slice(0, rows)] if rows and width else []

@@ -137,6 +137,21 @@ def row_dots(a: Array, b: Array) -> Array:
     return np.vecdot(a, b)
 
 
+def broadcast_to(x: Array, shape: Shape) -> Array:
+    """A read-only view of ``x`` in ``shape``; NumPy's own takes four times as long."""
+    lead = len(shape) - x.ndim
+    if lead < 0 or not x.size or not x.flags.c_contiguous:
+        return np.broadcast_to(x, shape)
+    steps = [0] * lead
+    for have, want, step in zip(x.shape, shape[lead:], x.strides, strict=True):
+        if have != want and have != 1:
+            return np.broadcast_to(x, shape)  # it says what is wrong
+        steps.append(0 if have == 1 else step)
+    out = np.ndarray(shape, x.dtype, x, 0, steps)
+    out.flags.writeable = False
+    return out
+
+
 def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
     """A view of a diagonal of ``x`` as its last axis, writeable as ``x`` is."""
     out = np.diagonal(x, offset, axis1, axis2)  # read-only by NumPy's own choice

@@ -1,6 +1,6 @@
 """Layers, losses, their parameters, and helpers for training."""
 
-from distgrad.nn import functional, init, utils
+from distgrad.nn import functional, init, parallel, utils
 from distgrad.nn.module import Module
 from distgrad.nn.modules import (
     CELU,
@@ -248,5 +248,6 @@ __all__ = [
     "ZeroPad3d",
     "functional",
     "init",
+    "parallel",
     "utils",
 ]

@@ -88,9 +88,12 @@ class Module:
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         if "_parameters" in own:
-            for held in (own["_parameters"], own["_buffers"], own["_modules"]):
-                if name in held:
-                    return held[name]
+            if name in (held := own["_parameters"]):
+                return held[name]
+            if name in (held := own["_modules"]):
+                return held[name]
+            if name in (held := own["_buffers"]):
+                return held[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -171,10 +171,10 @@ def clamp_number(
     xp: Namespace, input: Tensor, min: Number | None = None, max: Number | None = None
 ) -> Array:
     """Return ``input`` limited to [``min``, ``max``], both numbers of its dtype's kind."""
-    if input.dtype.kind == "V":  # type: ignore[attr-defined]  # bfloat16 takes no Python float
-        min, max = (m if m is None else xp.asarray(m, input.dtype) for m in (min, max))
-    out = input if min is None else xp.maximum(input, min)
-    return out if max is None else xp.minimum(out, max)
+    out = None if min is None else xp.at_least(input, min)
+    if max is None:
+        return out
+    return xp.at_most(input if out is None else out, max, out)
 
 
 def _inside(input: Any, low: Any, high: Any) -> Any:

@@ -730,17 +730,6 @@ for _function in (new_tensor, new_full, _new("zeros"), _new("ones"), _new("empty
 
 
 # ---------------------------------------------------------------------- over what stands there
-def overwrite(target: Tensor, name: str, values: Any) -> Tensor:
-    """Write ``values`` (an array or a number) into ``target``, whose history ends here."""
-    refuse_leaf(target, name)
-    if mode.grad and target.requires_grad:
-        source = wrap(numpy.asarray(values) if not hasattr(values, "shape") else values)
-        return assign(target, _shapes.copy(target, source), name)
-    target.array[...] = values
-    shared_of(target).bump()
-    return target
-
-
 def zero_(self: Tensor) -> Tensor:
     """Fill this tensor with zeros and return it."""
     refuse_leaf(self, "zero_")

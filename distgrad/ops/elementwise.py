@@ -310,12 +310,20 @@ def _integer_power(xp: Namespace, base: Any, exponent: Any) -> Array:
     return xp.where(exponent < 0, inverse, power)
 
 
+def _times_itself(xp: Namespace, x: Array, factor: Any = None) -> Array:
+    """Return ``x * x``, times ``factor`` if there is one."""
+    product = xp.multiply(x, x)
+    if factor is not None:
+        product *= factor
+    return product
+
+
 # NumPy's power takes 70 ns for a negative number to the third power, a product 0.1 ns.
 _POWERS: dict[Any, Any] = {
     1: lambda xp, x: xp.array(x, copy=True),
     2: lambda xp, x: xp.multiply(x, x),
-    3: lambda xp, x: xp.multiply(xp.multiply(x, x), x),
-    4: lambda xp, x: xp.square(xp.multiply(x, x)),
+    3: lambda xp, x: _times_itself(xp, x, x),
+    4: lambda xp, x: _times_itself(xp, xp.multiply(x, x)),
     0.5: lambda xp, x: xp.sqrt(x),
     -0.5: lambda xp, x: xp.reciprocal(xp.sqrt(x)),
     -1: lambda xp, x: xp.reciprocal(x),

@@ -1,15 +1,8 @@
-"""Indexing by numbers, slices, masks and tensors of indices.
-
-Note [Two steps of an index]
-    As in PyTorch, an index is applied in two steps: what is basic (numbers, slices, None, ...)
-    makes a view, then the tensors and masks in it look up elements of that view.  NumPy differs
-    where numbers and arrays are mixed: it counts numbers among the arrays.
-"""
+"""Indexing by numbers, slices, masks and tensors of indices."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +13,8 @@ from distgrad.autograd.inplace import assign, in_place, refuse_expanded, refuse_
 from distgrad.autograd.mode import mode
 from distgrad.autograd.samples import booleans, case, given, integers, real
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError
+from distgrad.errors import DtypeError, IndexOutOfRange, ShapeError
+from distgrad.ops.index_reader import ALL, IndexReader, beyond
 from distgrad.ops.shape import (
     broadcast_tensors,
     clone,
@@ -74,14 +68,8 @@ def select(xp: Namespace, input: Tensor, dim: int, index: int) -> Array:
     dim = wrap_dim(dim, input.ndim)
     size = input.shape[dim]
     if not -size <= index < size:
-        raise IndexOutOfRange(_beyond(index, dim, size))
+        raise IndexOutOfRange(beyond(index, dim, size))
     return input[index, ...] if not dim else input[(slice(None),) * dim + (index, ...)]
-
-
-def _beyond(index: int, dim: int, size: int) -> str:
-    return f"index {index} is out of bounds for dimension {dim} with size {size}; " + (
-        f"use -{size} to {size - 1}" if size else "there is no element"
-    )
 
 
 @op("linear", samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
@@ -170,6 +158,10 @@ def index_backward(
 ) -> Array:
     """Return zeros of ``input_size`` plus ``grad`` at the places that ``indices`` name."""
     out = xp.zeros(input_size, grad.dtype)
+    if dims == (0,):
+        rows, _ = _row_numbers(indices, input_size[:1])
+        xp.add_at(out, rows, grad)
+        return out
     _accumulate(xp, out, indices, dims, grad)
     return out
 
@@ -256,162 +248,24 @@ def write_index(
         ) from None
 
 
-# ---------------------------------------------------------------------- reading an index
-class IndexReader:
-    """What an index means for a tensor of a shape: a view, then a lookup in that view.
-
-    Attributes:
-        basic: the NumPy index of the view.
-        arrays: the arrays of indices, and ``dims``: the dimensions of the view they look up.
-    """
-
-    __slots__ = ("arrays", "at", "basic", "dims", "out", "shape")
-
-    def __init__(self, shape: Shape, index: Any) -> None:
-        """Read ``index``; raise what PyTorch raises when it does not fit ``shape``."""
-        self.shape, self.at, self.out = shape, 0, 0
-        self.basic: list[Any] = []
-        self.arrays: list[Any] = []
-        self.dims: list[int] = []
-        items = [_item(i) for i in (index if isinstance(index, tuple) else _unpacked(index))]
-        used = sum([_consumed(i) for i in items])
-        if used > len(shape):
-            raise IndexOutOfRange(
-                f"too many indices for tensor of dimension {len(shape)}; got {used}"
-            )
-        for item in items:
-            self._read(item, len(shape) - used)
-
-    @property
-    def whole(self) -> bool:
-        """True when the view is the tensor itself."""
-        return all([type(b) is slice and b == _ALL for b in self.basic])
-
-    @property
-    def found_ndim(self) -> int:
-        """The number of dimensions of what the index finds."""
-        kept = self.out + len(self.shape) - self.at - len(self.arrays)
-        return kept + max([a.ndim for a in self.arrays], default=0)
-
-    def _read(self, item: Any, left: int) -> None:
-        kind = type(item)
-        if kind is int:
-            self._number(item)
-        elif kind is slice:
-            if item.step is not None and item.step <= 0:
-                raise ArgumentError("step must be greater than zero; use flip() to go backwards")
-            self._keep(1, item)
-        elif item is None:
-            self._insert()
-        elif item is Ellipsis:
-            self._keep(left)
-        elif kind is bool:
-            self._insert()
-            self._look_up(self.out - 1, numpy.zeros(int(item), numpy.int64))
-        elif item.dtype.kind == "b" or item.dtype == numpy.uint8:
-            self._mask(item)
-        else:
-            self._keep(1)
-            self._look_up(self.out - 1, item)
-
-    def _number(self, item: int) -> None:
-        size = self.shape[self.at]
-        if not -size <= item < size:
-            raise IndexOutOfRange(_beyond(item, self.at, size))
-        self.basic.append(item)
-        self.at += 1
-
-    def _keep(self, count: int, item: slice = slice(None)) -> None:
-        self.basic += [item] * count
-        self.at += count
-        self.out += count
-
-    def _insert(self) -> None:
-        self.basic.append(None)
-        self.out += 1
-
-    def _mask(self, mask: Any) -> None:
-        for i, n in enumerate(mask.shape):
-            if n != self.shape[self.at + i]:
-                raise IndexOutOfRange(
-                    f"The shape of the mask {list(mask.shape)} at index {i} does not match the "
-                    f"shape of the indexed tensor {list(self.shape)} at index {self.at + i}"
-                )
-        self._keep(mask.ndim)
-        for i, places in enumerate(mask.nonzero()):
-            self._look_up(self.out - mask.ndim + i, places)
-
-    def _look_up(self, dim: int, array: Any) -> None:
-        self.arrays.append(array)
-        self.dims.append(dim)
-
-
-_ALL = slice(None)
-_WRONG = (
-    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
-    "indices (got {})"
-)
-
-
-def _unpacked(index: Any) -> Sequence[Any]:
-    """Return a list that stands for a tuple, as old NumPy programs write it, item by item."""
-    parts = (slice, list, tuple, Tensor, numpy.ndarray, type(None), type(Ellipsis))
-    if isinstance(index, list) and len(index) < 32 and any([isinstance(i, parts) for i in index]):
-        return index
-    return (index,)
-
-
-def _item(item: Any) -> Any:
-    """Return one item of an index as int, slice, None, Ellipsis, bool or an array of indices."""
-    kind = type(item)
-    if kind is int or kind is bool or item is None or item is Ellipsis:
-        return item
-    if kind is slice:
-        return item
-    if isinstance(item, Tensor):
-        item = item.array
-    elif isinstance(item, list | tuple | range):
-        item = numpy.asarray(item, dtype=None if len(item) else numpy.int64)
-    elif isinstance(item, numpy.generic):
-        item = numpy.asarray(item)
-    elif not hasattr(item, "dtype"):
-        if hasattr(item, "__index__"):
-            return operator.index(item)
-        raise IndexOutOfRange(_WRONG.format(kind.__name__))
-    return _array_item(item)
-
-
-def _array_item(array: Any) -> Any:
-    if array.dtype.kind not in "iub":
-        raise IndexOutOfRange(
-            "tensors used as indices must be long, int, byte or bool tensors, "
-            f"not {array.dtype}; convert with .long()"
-        )
-    if not array.ndim:
-        return array.item()
-    return array
-
-
-def _consumed(item: Any) -> int:
-    if item is None or item is Ellipsis or type(item) is bool:
-        return 0
-    if type(item) is int or type(item) is slice:
-        return 1
-    return item.ndim if item.dtype.kind == "b" or item.dtype == numpy.uint8 else 1
-
-
 # ---------------------------------------------------------------------- x[…]
+_BASIC = frozenset((int, slice, type(None), type(...)))
+
+
 def getitem(input: Tensor, index: Any) -> Tensor:
     """Return ``input[index]``: a view for numbers, slices, None and ...; a copy for the rest."""
     kind = type(index)
     if kind is int:
         return select(input, 0, index)
-    if index is None:
-        return unsqueeze(input, 0)
+    if kind is tuple:
+        if all([type(i) in _BASIC for i in index]):
+            return _view(input, index)
+    elif kind is Tensor and index.array.dtype.kind == "i" and index.array.ndim:
+        if input.array.ndim and type(index.array) is type(input.array):
+            return lookup(input, [index], (0,))
+    elif kind in _BASIC:
+        return _view(input, (index,))
     try:
-        if kind is tuple and len(index) == input.array.ndim:
-            if all([type(i) is int for i in index]):
-                return _element(input, index)
         reader = IndexReader(input.array.shape, index)
     except Exception as error:
         recover("getitem", error, {"input": input}, {"index": index})
@@ -421,13 +275,25 @@ def getitem(input: Tensor, index: Any) -> Tensor:
     return _look_up(view, reader)
 
 
-def _element(input: Tensor, numbers: tuple[int, ...]) -> Tensor:
-    for dim, (number, size) in enumerate(zip(numbers, input.array.shape, strict=True)):
-        if not -size <= number < size:
-            raise IndexOutOfRange(_beyond(number, dim, size))
-    for number in numbers:
-        input = select(input, 0, number)
-    return input
+def _view(input: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """Return the view at numbers, slices, None and ...; each number alone is a ``select``."""
+    try:
+        if index == (None,):
+            return unsqueeze(input, 0)
+        if len(index) == input.array.ndim and all([type(i) is int for i in index]):
+            out = input
+            for number in index:
+                out = select(out, 0, number)
+            return out
+        return slice_view(input, index if ... in index else (*index, ...))
+    except IndexOutOfRange as error:
+        reason: Exception = error
+    try:
+        IndexReader(input.array.shape, index)  # knows which dimension of the whole it is
+    except Exception as error:
+        reason = error
+    recover("getitem", reason, {"input": input}, {"index": index})
+    raise reason
 
 
 def _look_up(view: Tensor, reader: IndexReader) -> Tensor:
@@ -775,7 +641,7 @@ def slice_scatter(
 ) -> Tensor:
     """Return ``input`` with ``src`` as the slice ``start:end:step`` along ``dim``."""
     out = clone(input)
-    index: list[Any] = [_ALL] * input.array.ndim
+    index: list[Any] = [ALL] * input.array.ndim
     index[dim] = slice(start, end, step)
     return _replaced(out, slice_view(out, tuple(index)), src, "slice_scatter")
 

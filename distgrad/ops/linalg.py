@@ -10,10 +10,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distgrad.autograd.declare import as_method, op, recover
-from distgrad.autograd.samples import case, given, real
-from distgrad.errors import DistgradError, ShapeError
+from distgrad.autograd.samples import case, real
+from distgrad.errors import ShapeError
 from distgrad.ops import matmul as _products
 from distgrad.ops.arrange import tril, triu
+from distgrad.ops.decompose import (
+    LinAlgError,
+    check_matrix,
+    check_square,
+    cholesky,
+    eigh,
+    eigvalsh,
+    qr,
+    solved,
+    svd,
+    svdvals,
+)
 from distgrad.ops.join import cat
 from distgrad.ops.matmul import matmul, multiply_chain
 from distgrad.ops.shape import broadcast_tensors, movedim, reshape, squeeze, unsqueeze, wrap_dims
@@ -57,10 +69,6 @@ __all__ = [
 ]
 
 
-class LinAlgError(DistgradError, RuntimeError):
-    """A matrix that a decomposition or a solution does not exist for."""
-
-
 class InverseResult(NamedTuple):
     """What ``inv_ex`` returns."""
 
@@ -84,48 +92,6 @@ class LstsqResult(NamedTuple):
     singular_values: Tensor
 
 
-def _check_square(a: Any, name: str = "A") -> None:
-    _check_float(a)
-    if a.ndim < 2:
-        raise ShapeError(f"The input tensor {name} must have at least 2 dimensions.")
-    if a.shape[-1] != a.shape[-2]:
-        raise ShapeError(
-            f"{name} must be batches of square matrices, but they are {a.shape[-2]} by "
-            f"{a.shape[-1]} matrices"
-        )
-
-
-def _check_matrix(a: Any, name: str = "A") -> None:
-    _check_float(a)
-    if a.ndim < 2:
-        raise ShapeError(f"The input tensor {name} must have at least 2 dimensions.")
-
-
-def _check_float(a: Any) -> None:
-    if a.dtype.kind not in "fc" or a.dtype.itemsize < 4:
-        raise LinAlgError(
-            "Expected a floating point or complex tensor (of 32 bits or more) as input. "
-            f"Got {a.dtype}"
-        )
-
-
-_REASONS = {
-    "Singular matrix": "the inversion could not be completed because the input matrix is singular; "
-    "use pinv() or lstsq()",
-    "Matrix is not positive definite": "The factorization could not be completed because the input "
-    "is not positive-definite; add a small multiple of the identity",
-}
-
-
-def _solved(xp: Namespace, function: Any, *args: Any) -> Any:
-    """Return ``function(*args)``; what LAPACK cannot do is a LinAlgError."""
-    try:
-        return function(*args)
-    except xp.linalg.LinAlgError as error:
-        text = str(error)
-        raise LinAlgError(_REASONS.get(text, f"The algorithm failed to converge: {text}")) from None
-
-
 # ---------------------------------------------------------------------- inverse and determinant
 _SQUARE = [case(real(3, 3)), case(real(2, 2, 2))]
 
@@ -143,8 +109,8 @@ def inv(xp: Namespace, A: Tensor) -> Array:
     Raises:
         LinAlgError: a matrix is singular.
     """
-    _check_square(A)
-    return _solved(xp, xp.linalg.inv, A)
+    check_square(A)
+    return solved(xp, xp.linalg.inv, A)
 
 
 @op(
@@ -155,7 +121,7 @@ def inv(xp: Namespace, A: Tensor) -> Array:
 )
 def det(xp: Namespace, A: Tensor) -> Array:
     """Return the determinant of square matrices."""
-    _check_square(A)
+    check_square(A)
     return xp.linalg.det(A)
 
 
@@ -186,7 +152,7 @@ def cofactors(xp: Namespace, A: Tensor) -> Array:
 )
 def slogdet(xp: Namespace, A: Tensor) -> Array:
     """Return the sign of the determinant and the logarithm of its absolute value."""
-    _check_square(A)
+    check_square(A)
     return tuple(xp.linalg.slogdet(A))
 
 
@@ -204,6 +170,13 @@ def inv_ex(A: Tensor, *, check_errors: bool = False) -> InverseResult:
 def _no_errors(A: Tensor) -> Tensor:
     flat = reshape(A.detach(), (*A.array.shape[:-2], -1))
     return (flat.sum(-1) * 0).int()
+
+
+def cholesky_ex(
+    input: Tensor, *, upper: bool = False, check_errors: bool = False
+) -> CholeskyResult:
+    """Return the Cholesky factor and a number that is 0 when it exists."""
+    return CholeskyResult(cholesky(input, upper=upper), _no_errors(input))
 
 
 # ---------------------------------------------------------------------- linear systems
@@ -243,22 +216,22 @@ def solve(xp: Namespace, A: Tensor, B: Tensor, *, left: bool = True) -> Array:
     Shape:
         A: ``(*, n, n)``, B: ``(*, n, k)`` (``(*, k, n)``), or one vector per matrix ``(*, n)``.
     """
-    _check_square(A)
+    check_square(A)
     if A.dtype != B.dtype:
         raise LinAlgError(f"Expected A and B to have the same dtype, but they are {A.dtype} and "
                           f"{B.dtype}")  # fmt: skip
     if _is_vector(A.shape, B.shape):
         if not left and len(B.shape) == 1:
             A = xp.swapaxes(A, -1, -2)
-        return _solved(xp, xp.linalg.solve, A, xp.expand_dims(B, -1))[..., 0]
+        return solved(xp, xp.linalg.solve, A, xp.expand_dims(B, -1))[..., 0]
     if B.shape[-2 if left else -1] != A.shape[-1]:
         raise ShapeError(
             f"Incompatible shapes of A and B for the equation {'AX' if left else 'XA'} = B "
             f"({A.shape[-2]}x{A.shape[-1]} and {B.shape[-2]}x{B.shape[-1]})"
         )
     if left:
-        return _solved(xp, xp.linalg.solve, A, B)
-    across = _solved(xp, xp.linalg.solve, xp.swapaxes(A, -1, -2), xp.swapaxes(B, -1, -2))
+        return solved(xp, xp.linalg.solve, A, B)
+    across = solved(xp, xp.linalg.solve, xp.swapaxes(A, -1, -2), xp.swapaxes(B, -1, -2))
     return xp.swapaxes(across, -1, -2)
 
 
@@ -287,203 +260,6 @@ def tensorinv(A: Tensor, ind: int = 2) -> Tensor:
     return reshape(inv(reshape(A, (math.prod(before), math.prod(after)))), after + before)
 
 
-# ---------------------------------------------------------------------- decompositions
-def _symmetric(xp: Namespace, a: Any) -> Any:
-    return (a + xp.swapaxes(a, -1, -2)) * 0.5
-
-
-def _d_cholesky(F: Any, g: Any, out: Any, upper: bool) -> Any:
-    lower, g = (F.mT(out), F.mT(g)) if upper else (out, g)
-    inside = F.tril(F.matmul(F.mT(lower), g))
-    inside = inside - F.diag_embed(F.diagonal(inside, 0, -2, -1)) * 0.5
-    inverse = F.inv(lower)
-    found = F.matmul(F.mT(inverse), F.matmul(inside, inverse))
-    return (found + F.mT(found)) * 0.5
-
-
-_POSITIVE = given([[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]])
-
-
-@op(
-    samples=[case(_POSITIVE), case(_POSITIVE, upper=True)],
-    method=False,
-    node="LinalgCholeskyExBackward0",
-    reference="linalg.cholesky",
-    d_input=_d_cholesky,
-)
-def cholesky(xp: Namespace, input: Tensor, *, upper: bool = False) -> Array:
-    """Return the lower triangular L with ``L @ L.T = input`` (or the upper one, ``L.T``).
-
-    Raises:
-        LinAlgError: a matrix is not positive definite.
-
-    Differs from PyTorch: both triangles of the input are read, and their mean is taken.
-    """
-    _check_square(input, "A")
-    lower = _solved(xp, xp.linalg.cholesky, _symmetric(xp, input))
-    return xp.ascontiguousarray(xp.swapaxes(lower, -1, -2)) if upper else lower
-
-
-def cholesky_ex(
-    input: Tensor, *, upper: bool = False, check_errors: bool = False
-) -> CholeskyResult:
-    """Return the Cholesky factor and a number that is 0 when it exists."""
-    return CholeskyResult(cholesky(input, upper=upper), _no_errors(input))
-
-
-def _d_qr(F: Any, g: Any, A: Any, Q: Any, R: Any) -> Any:
-    g_q, g_r = g
-    rows, columns = A.shape[-2:]
-    if Q.ndim < 2 or Q.shape[-1] > min(rows, columns):
-        raise LinAlgError(
-            "The QR decomposition is not differentiable when mode='complete' and nrows > ncols, "
-            "nor when mode='r'; use mode='reduced'"
-        )
-    if rows < columns:  # A = Q [U, V]: U is square, V = Q.T @ Y
-        y = F.narrow(A, -1, rows, columns - rows)
-        g_v = F.narrow(g_r, -1, rows, columns - rows)
-        square = F.narrow(R, -1, 0, rows)
-        g_x = _d_tall_qr(F, g_q + F.matmul(y, F.mT(g_v)), F.narrow(g_r, -1, 0, rows), Q, square)
-        return F.cat([g_x, F.matmul(Q, g_v)], -1)
-    return _d_tall_qr(F, g_q, g_r, Q, R)
-
-
-def _d_tall_qr(F: Any, g_q: Any, g_r: Any, q: Any, r: Any) -> Any:
-    inside = F.matmul(r, F.mT(g_r)) - F.matmul(F.mT(g_q), q)
-    low = F.tril(inside, -1)
-    both = low + F.mT(low) + F.diag_embed(F.diagonal(inside, 0, -2, -1))
-    return F.matmul(g_q + F.matmul(q, both), F.mT(F.inv(r)))
-
-
-@op(
-    samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 4)), case(real(2, 3, 2))],
-    outputs=("Q", "R"),
-    method=False,
-    node="LinalgQrBackward0",
-    reference="linalg.qr",
-    d_A=_d_qr,
-)
-def qr(xp: Namespace, A: Tensor, mode: str = "reduced") -> Array:
-    """Return Q with orthogonal columns and upper triangular R with ``A = Q @ R``.
-
-    Args:
-        A: ``(*, m, n)``.
-        mode: "reduced": Q has min(m, n) columns; "complete": Q is square (no gradient when
-            m > n); "r": Q is empty.
-    """
-    _check_matrix(A)
-    if mode == "r":
-        return xp.zeros((0,), A.dtype), xp.linalg.qr(A, mode="r")
-    if mode not in ("reduced", "complete"):
-        raise ShapeError(
-            f"qr received unrecognized mode '{mode}' but expected one of 'reduced' (default), "
-            "'r', or 'complete'"
-        )
-    return tuple(xp.linalg.qr(A, mode=mode))
-
-
-def _gaps(F: Any, s: Any) -> Any:
-    """Return 1 / (s_j - s_i), and 0 on the diagonal."""
-    gaps = F.unsqueeze(s, -2) - F.unsqueeze(s, -1)
-    ones = F.diag_embed(F.zero(s) + 1)
-    return (1 - ones) / (gaps + ones)
-
-
-def _d_eigh(F: Any, g: Any, eigenvalues: Any, eigenvectors: Any) -> Any:
-    g_l, g_v = g
-    inside = F.diag_embed(g_l) + F.matmul(F.mT(eigenvectors), g_v) * _gaps(F, eigenvalues)
-    found = F.matmul(eigenvectors, F.matmul(inside, F.mT(eigenvectors)))
-    return (found + F.mT(found)) * 0.5
-
-
-@op(
-    samples=[case(real(3, 3)), case(real(2, 2, 2))],
-    outputs=("eigenvalues", "eigenvectors"),
-    method=False,
-    node="LinalgEighBackward0",
-    reference=lambda torch, a: torch.linalg.eigh((a + a.mT) / 2),
-    d_A=_d_eigh,
-)
-def eigh(xp: Namespace, A: Tensor, UPLO: str = "L") -> Array:
-    """Return the eigenvalues of symmetric matrices in ascending order, and the eigenvectors.
-
-    Differs from PyTorch: both triangles are read, and their mean is taken; the gradient is
-    symmetric.
-    """
-    _check_square(A)
-    return tuple(_solved(xp, xp.linalg.eigh, _symmetric(xp, A), UPLO))
-
-
-def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
-    """Return the eigenvalues of symmetric matrices in ascending order."""
-    return eigh(A, UPLO)[0]  # type: ignore[no-any-return]
-
-
-def _d_svd(F: Any, g: Any, U: Any, S: Any, Vh: Any) -> Any:
-    g_u, g_s, g_vh = g
-    u_part, v_part = F.matmul(F.mT(U), g_u), F.matmul(Vh, F.mT(g_vh))
-    gaps = _gaps(F, S * S)
-    row, column = F.unsqueeze(S, -2), F.unsqueeze(S, -1)
-    inside = F.diag_embed(g_s)
-    inside = inside + (u_part - F.mT(u_part)) * gaps * row
-    inside = inside + column * ((v_part - F.mT(v_part)) * gaps)
-    found = F.matmul(U, F.matmul(inside, Vh))
-    if U.shape[-2] > S.shape[-1]:
-        rest = g_u / row
-        found = found + F.matmul(rest - F.matmul(U, F.matmul(F.mT(U), rest)), Vh)
-    if Vh.shape[-1] > S.shape[-1]:
-        rest = g_vh / column
-        found = found + F.matmul(U, rest - F.matmul(F.matmul(rest, F.mT(Vh)), Vh))
-    return found
-
-
-@op(
-    samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 2, 3))],
-    outputs=("U", "S", "Vh"),
-    method=False,
-    node="LinalgSvdBackward0",
-    reference="none",  # the signs of singular vectors are LAPACK's choice
-    d_A=_d_svd,
-)
-def reduced_svd(xp: Namespace, A: Tensor) -> Array:
-    """Return U, the singular values in descending order, and Vh with ``A = U @ diag(S) @ Vh``."""
-    _check_matrix(A)
-    return tuple(_solved(xp, xp.linalg.svd, A, False))
-
-
-@op(samples=[case(real(3, 2)), case(real(2, 3))], outputs=("U!", "S!", "Vh!"), method=False,
-    reference="none")  # fmt: skip
-def full_svd(xp: Namespace, A: Tensor) -> Array:
-    """Return the singular value decomposition with square U and Vh; no gradient."""
-    _check_matrix(A)
-    return tuple(_solved(xp, xp.linalg.svd, A, True))
-
-
-def svd(A: Tensor, full_matrices: bool = True) -> Any:
-    """Return U, the singular values S in descending order, and Vh with ``A = U @ diag(S) @ Vh``.
-
-    Args:
-        A: ``(*, m, n)``.
-        full_matrices: U and Vh are square; the columns beyond min(m, n) carry no gradient, so a
-            matrix that requires grad needs False unless it is square.
-    """
-    rows, columns = A.array.shape[-2:] if A.array.ndim > 1 else (0, 0)
-    if full_matrices and rows != columns:
-        if A.requires_grad:
-            error = LinAlgError(
-                "svd_backward: the gradient of U and Vh with full_matrices=True is not defined; "
-                "use full_matrices=False"
-            )
-            recover("svd", error, {"A": A}, {"full_matrices": True})
-        return full_svd(A)
-    return reduced_svd(A)
-
-
-def svdvals(A: Tensor) -> Tensor:
-    """Return the singular values in descending order."""
-    return reduced_svd(A)[1]  # type: ignore[no-any-return]
-
-
 # ---------------------------------------------------------------------- functions of matrices
 def _d_pinv(F: Any, g: Any, A: Any, out: Any) -> Any:
     g, across = F.mT(g), F.mT(out)
@@ -506,8 +282,8 @@ def _d_pinv(F: Any, g: Any, A: Any, out: Any) -> Any:
 )
 def pinv_by_svd(xp: Namespace, A: Tensor, rtol: float | None = None, atol: float = 0) -> Array:
     """Return the pseudo-inverse; singular values up to ``max(atol, rtol * largest)`` count as 0."""
-    _check_matrix(A)
-    u, s, vh = _solved(xp, xp.linalg.svd, A, False)
+    check_matrix(A)
+    u, s, vh = solved(xp, xp.linalg.svd, A, False)
     if rtol is None:
         rtol = 0.0 if atol else max(A.shape[-2:]) * float(xp.finfo(A.dtype).eps)
     limit = xp.maximum(s.max(-1, keepdims=True, initial=0) * rtol, atol)
@@ -572,7 +348,7 @@ def matrix_exp(xp: Namespace, A: Tensor) -> Array:
     Source: N. Higham, "The Scaling and Squaring Method for the Matrix Exponential Revisited",
     SIAM J. Matrix Anal. Appl. 26 (2005).
     """
-    _check_square(A)
+    check_square(A)
     work = xp.astype(A, xp.promote_types(A.dtype, xp.float64))
     size = float(xp.abs(work).sum(-2).max(initial=0))
     halvings = max(0, math.ceil(math.log2(size / 5.37))) if size > 5.37 else 0
@@ -757,19 +533,17 @@ def matrix_norm(
     if ord == "fro":
         return vector_norm(A, 2, (row, column), keepdim, dtype=dtype)
     A = movedim(A if dtype is None else A.to(dtype), (row, column), (-2, -1))
-    if ord == "nuc":
-        out = svdvals(A).sum(-1)
-    elif isinstance(ord, int | float) and abs(ord) == 2:
-        values = svdvals(A)
-        out = values.amax(-1) if ord > 0 else values.amin(-1)
-    else:
-        assert not isinstance(ord, str)
-        sums = vector_norm(A, 1, -2 if abs(ord) == 1 else -1)
-        out = sums.amax(-1) if ord > 0 else sums.amin(-1)
-    if keepdim:
-        for place in sorted((row, column)):
-            out = unsqueeze(out, place)
+    out = _norm_of_matrices(A, ord)
+    for place in sorted((row, column)) if keepdim else ():
+        out = unsqueeze(out, place)
     return out
+
+
+def _norm_of_matrices(A: Tensor, ord: float | str) -> Tensor:
+    if isinstance(ord, str):
+        return svdvals(A).sum(-1)
+    values = svdvals(A) if abs(ord) == 2 else vector_norm(A, 1, -2 if abs(ord) == 1 else -1)
+    return values.amax(-1) if ord > 0 else values.amin(-1)
 
 
 def norm(

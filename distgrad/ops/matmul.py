@@ -439,8 +439,9 @@ def trace(input: Tensor) -> Tensor:
     return sum_(input.diagonal())
 
 
-for _function in (addbmm, addmm, addmv, addr, baddbmm):
-    setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))
+for _added in (addbmm, addmm, addmv, addr, baddbmm):
+    setattr(Tensor, _added.__name__ + "_", in_place(_added, _added.__name__ + "_"))
+del _added
 for _function in (
     addbmm, addmm, addmv, addr, baddbmm, bmm, cross, dot, ger, inner, kron, mm, mv, outer, trace,
     vdot,

@@ -229,7 +229,7 @@ def storage_offset(self: Tensor) -> int:
     """Return how many elements stand in memory before the first one of this view."""
     base = self.array if self._base is None else self._base.array
     start = wrap(base).data_ptr()
-    return (self.data_ptr() - start) // self.array.itemsize
+    return int((self.data_ptr() - start) // self.array.itemsize)
 
 
 def _is_cpu(self: Tensor) -> bool:

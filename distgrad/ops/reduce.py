@@ -77,6 +77,9 @@ def total(xp: Namespace, x: Array, dims: Any, keepdim: bool, kind: Any = None) -
     """Return the sum of an array: of integers in int64 (or ``kind``), of halves in float32."""
     if is_narrow(x):
         return xp.add.reduce(x, dims, xp.float32, None, keepdim).astype(x.dtype)
+    if dims == (x.ndim - 1,) and x.dtype.char in "fd" and x.size > 1024 and x.flags.c_contiguous:
+        rows = xp.matmul(x, xp.ones(x.shape[-1], x.dtype))  # BLAS adds up rows 6 times faster
+        return xp.expand_dims(rows, -1) if keepdim else rows
     if kind is None and x.dtype.kind in "biu":
         kind = xp.int64
     return xp.add.reduce(x, dims, kind, None, keepdim)
@@ -159,7 +162,7 @@ def _mean(xp: Namespace, x: Array, dims: tuple[int, ...] | None, keepdim: bool) 
     if is_narrow(x):
         wide = xp.add.reduce(x, dims, xp.float32, None, keepdim)
         return xp.divide(wide, xp.float32(count)).astype(x.dtype)
-    return xp.divide(xp.add.reduce(x, dims, None, None, keepdim), x.dtype.type(count))
+    return xp.divide(total(xp, x, dims, keepdim), x.dtype.type(count))
 
 
 @op(
@@ -820,6 +823,10 @@ def norm(
 
     Differs from PyTorch: the nuclear norm is ``linalg.matrix_norm(ord="nuc")``.
     """
+    if p == "fro" and isinstance(dim, list | tuple) and len(dim) > 2:
+        raise ShapeError(
+            f"norm({input._brief()}, dim={dim}): the Frobenius norm takes two dimensions; use p=2"
+        )
     if p == "fro" or p is None:
         p = 2
     if isinstance(p, str):

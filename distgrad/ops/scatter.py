@@ -349,14 +349,18 @@ def scatter_reduce(
     total = scatter_add(start, dim, index, src)
     if reduce == "sum":
         return total
-    ones = fill_like(input, index, 1)
-    zeros = input.detach().clone().fill_(1)
-    if not include_self:
-        zeros = scatter_src(zeros, dim, index, 0)
-    count = scatter_add(zeros, dim, index, ones)
+    count = _counts(input, dim, index, include_self)
     if input.is_floating_point():
         return total / count
     return total.div(count, rounding_mode="floor")
+
+
+def _counts(input: Tensor, dim: int, index: Tensor, include_self: bool) -> Tensor:
+    """Return how many elements come together at each place."""
+    start = input.detach().clone().fill_(1)
+    if not include_self:
+        start = scatter_src(start, dim, index, 0)
+    return scatter_add(start, dim, index, fill_like(input, index, 1))
 
 
 # ---------------------------------------------------------------------- along a dimension

@@ -11,7 +11,7 @@ import numpy
 from distgrad.autograd.declare import as_method, as_property, op, recover
 from distgrad.autograd.samples import case, given, real, unary
 from distgrad.backend.device import array_namespace
-from distgrad.errors import IndexOutOfRange, ShapeError
+from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
@@ -170,10 +170,11 @@ def reshape(xp: Namespace, input: Tensor, shape: Shape) -> Array:
 
     A view where the memory's order allows it, else a copy.
     """
+    memory: Array = input
     try:
-        return xp.reshape(input, shape)
+        return memory.reshape(shape)
     except ValueError:
-        return xp.reshape(input, fill_in(shape, xp.size(input)))
+        return memory.reshape(fill_in(shape, memory.size))
 
 
 @op(
@@ -186,11 +187,11 @@ def reshape(xp: Namespace, input: Tensor, shape: Shape) -> Array:
 )
 def view(xp: Namespace, input: Tensor, shape: Shape) -> Array:
     """Return a view of the same elements in a new shape; never a copy."""
-    try:
-        out = xp.reshape(input, shape)
-    except ValueError:
-        out = xp.reshape(input, fill_in(shape, xp.size(input)))
     memory: Array = input
+    try:
+        out = memory.reshape(shape)
+    except ValueError:
+        out = memory.reshape(fill_in(shape, memory.size))
     if not memory.flags.c_contiguous and out.size and not xp.may_share_memory(out, memory):
         raise ShapeError(
             "view size is not compatible with input tensor's size and stride (at least one "
@@ -227,17 +228,15 @@ def expand(xp: Namespace, input: Tensor, size: Shape) -> Array:
             *size[:lead],
             *(h if n == -1 else n for n, h in zip(size[lead:], have, strict=True)),
         )
-    for place, (n, h) in enumerate(zip(size[lead:], have, strict=True), lead):
+    for place, (n, h) in enumerate(zip(size[lead:] if lead else size, have, strict=True), lead):
         if n != h and h != 1:
             raise ShapeError(
                 f"The expanded size of the tensor ({n}) must match the existing size ({h}) at "
                 f"non-singleton dimension {place}. Target sizes: {list(size)}. "
                 f"Tensor sizes: {list(have)}"
             )
-    if size[lead:] == have and all([n == 1 for n in size[:lead]]):
-        return xp.reshape(
-            input, size
-        )  # NumPy's expanded arrays are read-only, this one need not be
+    if math.prod(size) == xp.size(input):  # NumPy's expanded arrays are read-only, others not
+        return xp.reshape(input, size)
     return xp.broadcast_to(input, size)
 
 
@@ -515,6 +514,9 @@ def moveaxis(
 )  # fmt: skip
 def slice_view(xp: Namespace, input: Tensor, index: tuple[Any, ...]) -> Array:
     """Return the view ``input[index]`` for numbers, slices, None and one ``...``."""
+    for item in index:
+        if type(item) is slice and item.step is not None and item.step <= 0:
+            raise ArgumentError("step must be greater than zero; use flip() to go backwards")
     return input[index]
 
 

@@ -195,10 +195,14 @@ def searchsorted(
             "dimensions of boundaries tensor and input value tensor must match, but we got "
             f"boundaries tensor {list(rows.shape)} and input value tensor {list(values.shape)}"
         )
-    out = xp.empty(values.shape, kind)
+    return _row_by_row(xp, rows, values, where).astype(kind)
+
+
+def _row_by_row(xp: Namespace, rows: Any, values: Any, side: str) -> Any:
+    out = xp.empty(values.shape, xp.int64)
     flat = rows.reshape(-1, rows.shape[-1]), values.reshape(-1, values.shape[-1])
     for row, value, place in zip(*flat, out.reshape(flat[1].shape), strict=True):
-        place[...] = xp.searchsorted(row, value, where)
+        place[...] = xp.searchsorted(row, value, side)
     return out
 
 
