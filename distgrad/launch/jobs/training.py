@@ -40,8 +40,8 @@ class TrainingConfig:
     steps: int = 600
     global_batch: int = 32
     micro_batch: int = 4
-    lr: float = 4e-3
-    warmup: int = 20
+    lr: float = 3e-3
+    warmup: int = 60
     min_lr: float = 1e-4
     weight_decay: float = 0.01
     beta2: float = 0.99
