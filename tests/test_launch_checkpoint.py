@@ -50,12 +50,14 @@ def test_only_the_newest_stay(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"step_00000003", "step_00000010", "latest"}
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, CheckpointError])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, kind):
     before = save(tmp_path, 1)
 
     def full(tensors, path, *rest):
         path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        text = "No space left on device"
+        raise OSError(errno.ENOSPC, text) if kind is OSError else CheckpointError(text)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints"):

@@ -60,11 +60,12 @@ def save(
         os.replace(part, target)
         _sync(folder)
         _point_latest(folder, target.name)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         shutil.rmtree(part, ignore_errors=True)
+        why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"save(step {step}): {folder} cannot take the checkpoint ({error.strerror}); free "
-            "space or choose another --run-dir; earlier checkpoints are untouched"
+            f"save(step {step}): {folder} cannot take the checkpoint ({why}); free space or "
+            "choose another --run-dir; earlier checkpoints are untouched"
         ) from error
     _drop_old(folder, keep)
     return target

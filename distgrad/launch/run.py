@@ -19,7 +19,7 @@ from distgrad.distributed.env import WorldHint, world_from_env
 from distgrad.distributed.failure import exit_status
 from distgrad.distributed.group import ProcessGroup
 from distgrad.doctor import software
-from distgrad.errors import ConfigError, DistributedError, MissingExtra
+from distgrad.errors import CheckpointError, ConfigError, DistributedError, MissingExtra
 from distgrad.launch import blas, jobs, rundir, signals, spawn, streams
 from distgrad.launch.args import (
     Command,
@@ -36,7 +36,8 @@ from distgrad.launch.rundir import RunDir
 from distgrad.version import __version__
 
 OK, ERROR, USAGE, MISSED, PREEMPTED = 0, 1, 2, 3, 75
-_MESSAGE_ONLY = (ConfigError, MissingExtra)  # their text says all; where they rose says nothing
+# their text says all; where they rose says nothing
+_MESSAGE_ONLY = (CheckpointError, ConfigError, MissingExtra)
 _HEAD_START_S = 0.1  # a rank waits so long for each rank before it to report the same failure
 _DRAIN_S = 0.1  # Hydra drops what it has not forwarded when a rank aborts: 1 traceback in 40
 _DEFER_S = 0.4  # Open MPI ends all ranks when one exits with an error; rank 0 speaks before that

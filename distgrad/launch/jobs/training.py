@@ -19,9 +19,10 @@ import numpy as np
 
 from distgrad import optim
 from distgrad.autograd.mode import no_grad
+from distgrad.backend.device import cuda_device_count, namespace_of
 from distgrad.backend.device import device as Device
 from distgrad.distributed.group import ProcessGroup, check_same
-from distgrad.errors import ConfigError
+from distgrad.errors import ConfigError, DeviceError
 from distgrad.launch import checkpoint, plot
 from distgrad.launch.jobs import Context, Preempted, micro_batches
 from distgrad.launch.rundir import Metrics, read_metrics, write_text
@@ -29,7 +30,7 @@ from distgrad.launch.trace import ALL_REDUCE, COMPUTE, Trace, merge
 from distgrad.nn.module import Module
 from distgrad.nn.parallel.distributed import DistributedDataParallel
 from distgrad.nn.utils import clip_grad_norm_
-from distgrad.ops.random import get_rng_state, manual_seed, set_rng_state
+from distgrad.ops.random import get_rng_state, set_rng_state
 from distgrad.tensor import Tensor, wrap
 
 
@@ -83,17 +84,20 @@ class Task(Protocol):
 
 
 def choose_device(name: str, group: ProcessGroup) -> Device:
-    """Return the device of this rank; with ``auto`` a GPU where there is one."""
-    if name == "auto":
-        # asked here and not at import: CUDA starts with the first question
-        from distgrad.backend.device import cuda_device_count
+    """Return the device of this rank; with ``auto`` a GPU where there is one.
 
-        name = "cuda" if cuda_device_count() else "cpu"
-    if name == "cuda":
-        from distgrad.backend.device import cuda_device_count
-
-        return Device("cuda", group.local_rank % max(1, cuda_device_count()))
-    return Device(name)
+    Raises:
+        ConfigError: a GPU is asked for and cannot be used.
+    """
+    count = 0 if name == "cpu" else cuda_device_count()
+    if name == "cpu" or (name == "auto" and not count):
+        return Device("cpu")
+    device = Device("cuda", group.local_rank % max(1, count))
+    try:
+        namespace_of(device)
+    except DeviceError as error:
+        raise ConfigError(f"--device {name}: {error}") from None
+    return device
 
 
 class Trainer:
@@ -122,7 +126,7 @@ class Trainer:
         """Return linear warm-up, then a cosine down to ``min_lr``, as a factor of ``lr``."""
         c = self.config
         if step < c.warmup:
-            return (step + 1) / c.warmup
+            return float((step + 1) / c.warmup)
         done = (step - c.warmup) / max(1, c.steps - c.warmup)
         low: float = c.min_lr / c.lr if c.lr else 0.0
         factor: float = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
@@ -323,14 +327,3 @@ def _peak_mib() -> float:
     """Return the peak resident memory of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generator that initialises parameters, alike on every rank."""
-    manual_seed(seed)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with ``message`` unless ``condition``."""
-    if not condition:
-        raise ConfigError(message)

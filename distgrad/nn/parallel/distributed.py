@@ -8,7 +8,8 @@ from typing import Any
 
 from distgrad.autograd.mode import mode
 from distgrad.backend.device import array_namespace
-from distgrad.distributed import get_group, init_process_group, is_initialized
+from distgrad.distributed import get_group, init_process_group, is_initialized, local_group
+from distgrad.distributed.env import world_from_env
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.reducer import Reducer
 from distgrad.nn.module import Module
@@ -66,9 +67,7 @@ class DistributedDataParallel(Module):
         super().__init__()
         self.module = module
         self.dim = dim
-        if process_group is None and not is_initialized():
-            init_process_group()
-        self.process_group = process_group if process_group is not None else get_group()
+        self.process_group = process_group if process_group is not None else _default_group()
         self.broadcast_buffers = broadcast_buffers
         named = list(module.named_parameters())
         self.reducer = Reducer(named, self.process_group, reduction, bucket_cap_mb)
@@ -109,6 +108,14 @@ class DistributedDataParallel(Module):
             host = xp.ascontiguousarray(xp.to_numpy(array))
             channel.broadcast(host.reshape(array.shape))
             array[...] = xp.asarray(host).reshape(array.shape)
+
+
+def _default_group() -> ProcessGroup:
+    """Return the default group: made under a launcher, a group of this process without one."""
+    if is_initialized():
+        return get_group()
+    several = (world_from_env().size or 1) > 1
+    return init_process_group() if several else local_group()
 
 
 def _samples(inputs: Sequence[Any], options: Mapping[str, Any], dim: int) -> int:
