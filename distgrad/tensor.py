@@ -15,7 +15,7 @@ import numpy
 from distgrad.backend import device as _device
 from distgrad.backend import dtype as _dtype
 from distgrad.backend.format import format_array
-from distgrad.errors import ArgumentError, ArgumentTypeError, DeviceError, GradError
+from distgrad.errors import ArgumentTypeError, DeviceError, GradError, ShapeError
 
 ndarray = numpy.ndarray
 
@@ -260,7 +260,7 @@ class Tensor:
     def item(self) -> Any:
         """Return the only element as a Python number."""
         if self.array.size != 1:
-            raise ArgumentError(
+            raise ShapeError(
                 f"item({self._brief()}): a Tensor with {self.array.size} elements cannot be "
                 "converted to Scalar; reduce it first (.sum(), .mean()) or index one element"
             )
@@ -307,7 +307,7 @@ class Tensor:
 
     def __bool__(self) -> bool:
         if self.array.size != 1:
-            raise ArgumentError(
+            raise ShapeError(
                 f"bool({self._brief()}): Boolean value of Tensor with "
                 f"{'no values' if not self.array.size else 'more than one value'} is ambiguous; "
                 "use .any() or .all()"
