@@ -134,6 +134,19 @@ def test_parameters_unused_everywhere_keep_none_and_others_get_the_mean(cap):
         assert c is None
 
 
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_a_rank_without_samples_has_no_weight():
+    def body(group):
+        ddp = DistributedDataParallel(model(), process_group=group)
+        x, y = data(2)
+        step(ddp, x[group.rank : group.rank + 1], y[group.rank : group.rank + 1], "mean")
+        return [p.grad.numpy().copy() for p in ddp.module.parameters()]
+
+    for grads in run_ranks(4, body):
+        for got, want in zip(grads, reference(2), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 def test_several_backwards_add_up_in_the_mean():
     def body(group):
         ddp = DistributedDataParallel(model(), process_group=group)

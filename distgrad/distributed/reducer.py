@@ -224,7 +224,10 @@ class Reducer:
             return
         if self.reduction == "mean":
             gradients = bucket.gradients
-            gradients *= self.count
+            if self.count:
+                gradients *= self.count
+            else:
+                gradients[...] = 0  # the mean of no samples is not a number
         bucket.filled_at = time.perf_counter()
         tag = f"bucket {bucket.index}"
 
