@@ -94,11 +94,11 @@ FAILURES = {
     ),
     "sleep": (
         "if on(group, 0): time.sleep(100)\n    group.barrier()",
-        ["barrier() on channel 'user': rank 1 of 2 waited 2.0 s", "in test_it"],
+        ["barrier() on channel 'user': rank 1 of 2 waited 4.0 s", "in test_it"],
     ),
     "endless loop of all ranks": (
         "while group.backend == 'mpi': time.sleep(0.01)",
-        ["nothing happened for 4.0 s", "rank 0 of 2 (process", "in test_it"],
+        ["nothing happened for 8.0 s", "rank 0 of 2 (process", "in test_it"],
     ),
 }
 
@@ -108,7 +108,7 @@ FAILURES = {
 def test_a_failing_rank_is_shown_and_the_rest_goes_on(what: str, tmp_path: Path) -> None:
     body, shown = FAILURES[what]
     output, seconds = run(
-        tmp_path, f"def test_it(group):\n    {body}\n", "--mpi-timeout=4", "-k", "mpi-2"
+        tmp_path, f"def test_it(group):\n    {body}\n", "--mpi-timeout=8", "-k", "mpi-2"
     )
     assert outcomes(output) == {
         "test_before[mpi-2]": "PASSED",
