@@ -3,8 +3,8 @@
 
 from math import e, inf, nan, pi
 
-from distgrad import autograd, distributed, nn, ops, optim, utils
-from distgrad.autograd.functional import grad
+from distgrad import autograd, distributed, func, nn, ops, optim, utils
+from distgrad.autograd.gradients import grad
 from distgrad.autograd.mode import (
     enable_grad,
     inference_mode,
@@ -48,21 +48,36 @@ from distgrad.backend.dtype import int16 as short
 from distgrad.backend.dtype import int32 as int
 from distgrad.backend.dtype import int64 as long
 from distgrad.backend.format import get_printoptions, printoptions, set_printoptions
-from distgrad.ops import linalg, random
+from distgrad.func.vmap import vmap
+from distgrad.ops import fft, random
+from distgrad.ops import linalg_names as linalg
+from distgrad.ops import special_names as special
 from distgrad.ops.activation import *
 from distgrad.ops.arrange import *
 from distgrad.ops.attention import *
+from distgrad.ops.bessel import i0
 from distgrad.ops.compare import *
 from distgrad.ops.complex import *
 from distgrad.ops.conv import *
 from distgrad.ops.create import *
+from distgrad.ops.ctc import ctc_loss
 from distgrad.ops.cumulate import *
+from distgrad.ops.details import *
 from distgrad.ops.einsum import *
 from distgrad.ops.elementwise import *
 from distgrad.ops.embed import *
+from distgrad.ops.factor import (
+    cholesky_inverse,
+    cholesky_solve,
+    lu_unpack,
+    ormqr,
+)
+from distgrad.ops.factor import (
+    householder_product as orgqr,
+)
 from distgrad.ops.index import *
 from distgrad.ops.join import *
-from distgrad.ops.linalg import cholesky, det, matrix_exp, matrix_power, slogdet, vander
+from distgrad.ops.linalg import cholesky, det, logdet, matrix_exp, matrix_power, slogdet, vander
 from distgrad.ops.linalg import inv as inverse
 from distgrad.ops.linalg import pinv as pinverse
 from distgrad.ops.loss import *
@@ -71,12 +86,25 @@ from distgrad.ops.matmul import *
 from distgrad.ops.methods import *
 from distgrad.ops.norm import *
 from distgrad.ops.pool import *
+from distgrad.ops.probability import igamma, igammac, mvlgamma
 from distgrad.ops.random import *
 from distgrad.ops.reduce import *
 from distgrad.ops.scatter import *
 from distgrad.ops.shape import *
 from distgrad.ops.sort import *
 from distgrad.ops.special import *
+from distgrad.ops.statistics import (
+    cdist,
+    corrcoef,
+    cov,
+    dist,
+    histogram,
+    mode,
+    nuclear_norm,
+    pdist,
+    renorm,
+)
+from distgrad.ops.windows import channel_shuffle, pixel_shuffle, pixel_unshuffle
 from distgrad.tensor import Size, Tensor
 from distgrad.utils.serialization import load, save
 from distgrad.version import __version__
@@ -89,28 +117,42 @@ __all__ = [
     "bfloat16",
     "bool",
     "can_cast",
+    "cdist",
     "cdouble",
     "cfloat",
+    "channel_shuffle",
     "cholesky",
+    "cholesky_inverse",
+    "cholesky_solve",
     "complex64",
     "complex128",
+    "corrcoef",
+    "cov",
+    "ctc_loss",
     "det",
     "device",
+    "dist",
     "distributed",
     "double",
     "dtype",
     "e",
     "enable_grad",
+    "fft",
     "finfo",
     "float",
     "float16",
     "float32",
     "float64",
+    "func",
     "get_default_device",
     "get_default_dtype",
     "get_printoptions",
     "grad",
     "half",
+    "histogram",
+    "i0",
+    "igamma",
+    "igammac",
     "iinfo",
     "inf",
     "inference_mode",
@@ -124,19 +166,30 @@ __all__ = [
     "is_inference_mode_enabled",
     "linalg",
     "load",
+    "logdet",
     "long",
+    "lu_unpack",
     "matrix_exp",
     "matrix_power",
+    "mode",
+    "mvlgamma",
     "nan",
     "nn",
     "no_grad",
+    "nuclear_norm",
     "ops",
     "optim",
+    "orgqr",
+    "ormqr",
+    "pdist",
     "pi",
     "pinverse",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "printoptions",
     "promote_types",
     "random",
+    "renorm",
     "result_type",
     "save",
     "set_default_device",
@@ -145,12 +198,14 @@ __all__ = [
     "set_printoptions",
     "short",
     "slogdet",
+    "special",
     "uint8",
     "uint16",
     "uint32",
     "uint64",
     "utils",
     "vander",
+    "vmap",
 ]
 __all__ += ops.activation.__all__
 __all__ += ops.arrange.__all__
@@ -160,6 +215,7 @@ __all__ += ops.complex.__all__
 __all__ += ops.conv.__all__
 __all__ += ops.create.__all__
 __all__ += ops.cumulate.__all__
+__all__ += ops.details.__all__
 __all__ += ops.einsum.__all__
 __all__ += ops.elementwise.__all__
 __all__ += ops.embed.__all__

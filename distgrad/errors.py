@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
+
 
 class DistgradError(Exception):
     """Base of every error that distgrad raises on purpose."""
@@ -147,7 +149,12 @@ def _plain(value: Sequence[Any]) -> bool:
 
 
 def _mixed_devices(operands: Mapping[str, object]) -> str:
-    arrays = {n: v.array for n, v in operands.items() if hasattr(v, "array")}
+    arrays = {}
+    for name, value in operands.items():
+        many = value if isinstance(value, list | tuple) else [value]
+        for place, v in enumerate(many):
+            if hasattr(v, "array") and not isinstance(v.array, numpy.generic):  # a plain number
+                arrays[name if value is v else f"{name}[{place}]"] = v.array
     if len({type(a) for a in arrays.values()}) < 2:
         return ""
     each = ", ".join(f"{n} is on {'cpu' if _on_host(a) else 'cuda'}" for n, a in arrays.items())

@@ -237,7 +237,10 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """Return the same memory without a history; changes in place are seen by autograd."""
-        out = wrap(self.array)
+        array = self.array
+        if type(array) is not ndarray and hasattr(array, "below"):  # every layer has a history
+            return array.detached()  # type: ignore[no-any-return]
+        out = wrap(array)
         out._shared = shared_of(self)
         return out
 
@@ -286,6 +289,8 @@ class Tensor:
                 "use tensor.detach().numpy() instead"
             )
         if type(self.array) is not ndarray:
+            if hasattr(self.array, "below"):
+                return self.array.host(force)
             if force:
                 return _device.to_device(self.array, _device.device("cpu"))
             raise DeviceError(
@@ -344,6 +349,8 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
+        if hasattr(self.array, "below"):  # a traced array: forward mode or vmap
+            return self.array.show(self._suffixes())  # type: ignore[no-any-return]
         return format_array(self.array, suffixes=self._suffixes())
 
     def __format__(self, spec: str) -> str:

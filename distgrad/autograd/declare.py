@@ -18,6 +18,7 @@ The engine sums a gradient down to its operand's shape, so rules ignore broadcas
 
 from __future__ import annotations
 
+import functools
 import inspect
 import linecache
 from collections import namedtuple
@@ -26,14 +27,21 @@ from typing import Any, Concatenate, Literal, ParamSpec, overload
 
 import numpy
 
-from distgrad.autograd import engine
-from distgrad.autograd.graph import Node, Slot, attached, check_unchanged, edge_of, freed
+from distgrad.autograd import engine, saving
 from distgrad.autograd.inplace import in_place, link_view, link_views
 from distgrad.autograd.mode import mode
+from distgrad.autograd.node import Node, Slot, attached, check_unchanged, edge_of, freed
+from distgrad.autograd.outputs import into
 from distgrad.autograd.samples import Sample
 from distgrad.autograd.source import Operand, Plan, call_source, pull_source
+from distgrad.autograd.traced import is_traced, namespace_of_plain, traced_call
 from distgrad.backend import numpy_backend
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import (
+    HOST_CACHES,
+    array_namespace,
+    cuda_in_use,
+    namespace_beside,
+)
 from distgrad.backend.dtype import MODULE_PREFIX, as_numpy, default_float, promote_arrays, scalar
 from distgrad.errors import ArgumentTypeError, explain
 from distgrad.tensor import Tensor, clock, wrap
@@ -238,25 +246,27 @@ def compile_operation(self: Operation, node_name: str) -> None:
     camel = "".join(part.capitalize() for part in self.name.strip("_").split("_"))
     self.node = type(node_name or f"{camel}Backward0", (Node,), {"__slots__": (), "op": self})
     names: dict[str, Any] = {
-        "_np": numpy_backend, "_xp_of": array_namespace, "_ndarray": numpy.ndarray,
+        "_np": numpy_backend, "_xp_of": namespace_of_plain, "_xp_beside": namespace_beside,
+        "_ndarray": numpy.ndarray,
         "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
-        "_new_node": object.__new__, "_Node": self.node, "_Slot": Slot, "_mode": mode,
+        "_Node": self.node, "_Slot": Slot, "_mode": mode,
         "_clock": clock, "_forward": self.forward, "_operand": as_operand,
         "_float_operand": as_float_operand, "_promote": promote_all,
-        "_to_float": to_float, "_convert": convert, "_asarray": _asarray, "_recover": recover,
+        "_to_float": to_float, "_convert": convert, "_asarray": _asarray,
+        "_recover": functools.partial(_answer, self),
         "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
-        "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
+        "_into": into, "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
     }  # fmt: skip
     names |= {f"_default_{q.name}": q.default for q in self.plan.parameters}
     names |= {f"_rule_{n}": rule for n, rule in self.rules.items()}
     if self.outputs:
         names["_result"] = _result_type(self)
+    saving.register(names)
     self.source = call_source(self.plan)
     _execute(self.source, f"<distgrad operation {self.name}>", names)
     if self.plan.rules:
         _set_backward(self, _pull_first, _pull_graph_first)
-    for place, name in enumerate(self.plan.kept):
-        setattr(self.node, f"_saved_{name}", property(_saved_reader(place)))
+    _name_saved(self)
     self.function = names[self.name]
     self.function.__doc__ = self.forward.__doc__
     self.function.__module__ = self.forward.__module__
@@ -311,11 +321,41 @@ def _show_results(self: Any) -> str:
     return f"{MODULE_PREFIX}.return_types.{type(self).__name__}(\n{parts})"
 
 
-def _saved_reader(place: int) -> Callable[[Node], Any]:
-    def read(node: Node) -> Any:
-        if node.saved is None:
+def _name_saved(self: Operation) -> None:
+    """Give the node ``_saved_<name>`` and ``_raw_saved_<name>``, with PyTorch's names."""
+    first = self.operands[0].name
+    for place, name in enumerate(self.plan.kept):
+        names = {name, "result" if name == "out" else name}
+        if name == first:
+            names.add("self")
+        elif name.endswith("_shape") and name not in self.options:
+            base = name[: -len("_shape")]
+            names.add(f"{'self' if base == first else base}_sym_sizes")
+        for public in names:
+            setattr(self.node, f"_saved_{public}", property(_saved_reader(name, place)))
+            setattr(self.node, f"_raw_saved_{public}", property(_raw_reader(name, place)))
+
+
+def _saved_reader(name: str, place: int) -> Callable[[Any], Any]:
+    def read(node: Any) -> Any:
+        if node._held is None:
             raise freed(node)
-        return node.saved[place]
+        held = node._held[place]
+        value = saving.unpack(held)
+        if type(held) is not saving.Packed and isinstance(value, Tensor):
+            check_unchanged(node, (value,), False)
+        if value is None or (name != "out" and name not in (node.op.outputs or ())):
+            return value
+        check_unchanged(node, (), True)
+        edge = saving.output_edge(node, node.op, name, value)
+        return wrap(value) if edge is None else attached(value, edge)
+
+    return read
+
+
+def _raw_reader(name: str, place: int) -> Callable[[Any], saving.SavedTensor]:
+    def read(node: Any) -> saving.SavedTensor:
+        return saving.SavedTensor(node, name, place)
 
     return read
 
@@ -345,9 +385,10 @@ def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
     not walked here.
     """
     op_: Operation = node.op
-    if node.saved is None:
+    saved = node.saved
+    if saved is None:
         raise freed(node)
-    values = dict(zip(op_.plan.kept, node.saved, strict=True))
+    values = dict(zip(op_.plan.kept, saved, strict=True))
     check_unchanged(node, tuple(values[o.name] for o in op_.operands), False)
     names = list(op_.plan.rules)
     wanted = [n for n, edge in zip(names, node._edges, strict=True) if edge is not None]
@@ -366,6 +407,7 @@ def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
 
 # ---------------------------------------------------------------------- operands and errors
 _numbers: dict[Any, Tensor] = {}
+HOST_CACHES.append(_numbers)
 
 
 def as_operand(value: Any, others: Sequence[Any]) -> Any:
@@ -400,7 +442,7 @@ def _number(value: Any, like: Any) -> Tensor:
     if like is None:
         like = numpy.zeros((), default_float() if isinstance(value, float) else numpy.int64)
     number = wrap(scalar(value, like))
-    if type(value) in (int, float) and type(like) is numpy.ndarray and value != 0.0:
+    if type(value) in (int, float) and type(like) is numpy.ndarray and value and not cuda_in_use():
         if len(_numbers) > 4096:  # 0.0 and -0.0 are one key, so neither is kept
             _numbers.clear()
         _numbers[value, type(value), like.dtype.char] = number
@@ -437,6 +479,15 @@ def cast(tensor: Tensor, dtype: Any) -> Tensor:
 
 def _asarray(data: Any) -> Any:
     return numpy.asarray(data) if isinstance(data, numpy.generic | float | int) else data
+
+
+def _answer(
+    op: Operation, name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """Return the outputs where an operand is traced, else explain the error; Note [Layers]."""
+    if is_traced(operands.values()):
+        return traced_call(op, operands, options)
+    return recover(name, error, operands, options)
 
 
 def recover(name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]) -> Any:

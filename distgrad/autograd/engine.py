@@ -12,6 +12,11 @@ Note [Ownership of gradients]
     A rule may hand on its ``g`` or a view of it, so a gradient is added in place, or kept as
     ``leaf.grad`` without a copy, only when the engine knows that nobody else holds it: it is a sum
     made here, or a fresh array (not ``g``, no ``base``) from a rule with one output.
+
+Note [Complex gradients]
+    PyTorch's gradient of a complex number z = x + iy is dL/dx + i dL/dy.  Inside a backward its
+    conjugate travels: then the rule ``g * f'(z)`` of a real function serves the holomorphic one,
+    and forward mode too.  Conjugated are the roots, and what leaves for leaves, users and hooks.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distgrad.autograd.graph import Slot
 from distgrad.autograd.mode import mode
+from distgrad.autograd.node import Slot
 from distgrad.backend.device import array_namespace
 from distgrad.errors import GradError
 from distgrad.tensor import Tensor, wrap
@@ -56,9 +61,10 @@ def _bound(body: Callable[..., Any], xp: Any) -> Callable[..., Any]:
 
 
 class _State(threading.local):
-    """Callbacks of the backward that this thread is in; None outside."""
+    """The backward that this thread is in, and its callbacks; None outside."""
 
     callbacks: list[Callable[[], None]] | None = None
+    walk: _Walk | None = None
 
 
 _state = _State()
@@ -91,24 +97,24 @@ def run(
     Returns:
         The gradients of ``inputs`` (None where there is none); an empty list without ``inputs``.
     """
-    before, outer = mode.grad, _state.callbacks
+    before = mode.grad, _state.callbacks, _state.walk
     mode.grad, _state.callbacks = create_graph, []
     try:
-        walk = _Walk(roots, create_graph, keep_graph, inputs, accumulate)
+        walk = _state.walk = walks[-1](roots, create_graph, keep_graph, inputs, accumulate)
         walk.run()
         for callback in _state.callbacks:
             callback()
         return walk.captured()
     finally:
-        mode.grad, _state.callbacks = before, outer
+        mode.grad, _state.callbacks, _state.walk = before
 
 
 class _Walk:
     """One backward: how many gradients each node waits for, and what has come in."""
 
     __slots__ = (
-        "F", "acc", "accumulate", "create_graph", "inputs", "keep_graph", "needed", "owned",
-        "ready", "wait", "wanted",
+        "F", "__weakref__", "acc", "accumulate", "create_graph", "inputs", "keep_graph", "needed",
+        "owned", "ready", "wait", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -145,8 +151,8 @@ class _Walk:
             node = ready.pop()
             g = acc.pop(node, None)
             if g is not None:
-                if node._hooks is not None:
-                    g = call_hooks(node._hooks, g)
+                if node._hooks is not None and (needed is None or self.executes(node)):
+                    g = call_hooks(node, g)
                     self.owned.discard(node)
                 if wanted is not None and node in wanted:
                     wanted[node] = g
@@ -159,18 +165,24 @@ class _Walk:
                 else:
                     self._node(node, g)
 
+    def executes(self, edge: Edge) -> bool:
+        """Return True when this backward computes the gradient that belongs to ``edge``."""
+        if self.needed is None or self.wanted is None:
+            return edge in self.wait
+        return edge in self.wait and (edge in self.needed or edge in self.wanted)
+
     def _node(self, node: Any, g: Any) -> None:
         """Send the gradients of one operation's operands on, and free what it saved."""
-        if g is None:
+        if g is None and not node._takes_none:
             self._deliver(node._edges, (None,) * len(node._edges), None)
             return
-        if node._prehooks is not None:
+        if node._prehooks is not None and g is not None:
             g = call_prehooks(node._prehooks, g)
         grads = node.pull_graph(self.F, g) if self.create_graph else node.pull(self.F, g)
         if node._posthooks is not None:
             grads = call_posthooks(node._posthooks, grads, g)
-        if not self.keep_graph and node.saved:
-            node.saved = None
+        if not self.keep_graph and node._held:
+            node._held = None
         self._deliver(node._edges, grads, g)
 
     def _deliver(self, edges: tuple[Edge, ...], grads: Sequence[Any], g: Any) -> None:
@@ -206,8 +218,8 @@ class _Walk:
         """Gather one output's gradient; the node runs when all its outputs have reported."""
         node = slot.node
         parts = self.acc.setdefault(node, {})
-        if g is not None:
-            parts[slot.index] = g
+        if g is not None:  # two slots may stand for one output
+            parts[slot.index] = parts[slot.index] + g if slot.index in parts else g
         left = self.wait[node] = self.wait[node] - 1
         if not left:
             if parts:
@@ -220,6 +232,8 @@ class _Walk:
         """Accumulate into ``leaf.grad`` and fire the leaf's hooks."""
         if not self.accumulate or (self.wanted is not None and leaf not in self.wanted):
             return
+        if leaf.array.dtype.kind == "c":
+            g = conjugated(g)
         if self.create_graph:
             leaf.grad = g if leaf.grad is None else leaf.grad + g
         else:
@@ -228,6 +242,16 @@ class _Walk:
         if leaf._post_hooks is not None:
             for hook in tuple(leaf._post_hooks.values()):
                 hook(leaf)
+
+
+walks: list[type[_Walk]] = [_Walk]  # the last one is used; anomaly mode brings its own
+
+
+def current_walk() -> Any:
+    """Return the backward that is running in this thread."""
+    if _state.walk is None:
+        raise GradError("expected this hook to be called inside a backward call")
+    return _state.walk
 
 
 def accumulate_array(leaf: Tensor, g: Any, owned: bool) -> None:
@@ -285,11 +309,11 @@ def _needed(starts: list[Edge], wait: dict[Edge, int], inputs: Sequence[Edge]) -
 
 
 # ---------------------------------------------------------------------- hooks see tensors
-def call_hooks(hooks: dict[int, Callable[..., Any]], g: Any) -> Any:
+def call_hooks(edge: Any, g: Any) -> Any:
     """Return the gradient after ``hook(grad) -> grad | None`` of each registered hook."""
     raw = not isinstance(g, Tensor)
-    grad = wrap(_array(g)) if raw else g
-    for hook in tuple(hooks.values()):
+    grad = conjugated(wrap(_array(g)) if raw else g)
+    for hook in tuple(edge._hooks.values()):
         new = hook(grad)
         if new is not None:
             if new.array.shape != grad.array.shape:
@@ -298,31 +322,46 @@ def call_hooks(hooks: dict[int, Callable[..., Any]], g: Any) -> Any:
                     f"of shape {list(grad.array.shape)}; return a gradient of the same shape"
                 )
             grad = new
+    if not edge._leaf and edge._retain is not None:
+        edge._retain(grad)
+    grad = conjugated(grad)
     return grad.array if raw else grad
+
+
+def conjugated(g: Any) -> Any:
+    """Return a gradient as users see it, or back; see Note [Complex gradients]."""
+    array = g.array if isinstance(g, Tensor) else g
+    if g is None or array.dtype.kind != "c":
+        return g
+    return tensor_functions.conj(g) if isinstance(g, Tensor) else g.conj()  # type: ignore[attr-defined]
 
 
 def call_prehooks(hooks: dict[int, Callable[..., Any]], g: Any) -> Any:
     """Return the output gradients after ``hook(grad_outputs) -> grad_outputs | None``."""
     many = type(g) is tuple
-    grads = _tensors(g if many else (g,))
+    grads = tuple(map(conjugated, _tensors(g if many else (g,))))
     raw = not any(isinstance(p, Tensor) for p in (g if many else (g,)))
     for hook in tuple(hooks.values()):
         new = hook(grads)
         if new is not None:
             grads = tuple(new) if isinstance(new, list | tuple) else (new,)
+    grads = tuple(map(conjugated, grads))
     back = _arrays(grads) if raw else grads
     return back if many else back[0]
 
 
 def call_posthooks(hooks: dict[int, Callable[..., Any]], grads: Sequence[Any], g: Any) -> Any:
     """Return the input gradients after ``hook(grad_inputs, grad_outputs)``."""
-    outs = _tensors(g if type(g) is tuple else (g,))
+    outs = tuple(
+        map(conjugated, _tensors(g if type(g) is tuple else (g,)))
+    )  # None where no gradient came
     raw = not any(isinstance(p, Tensor) for p in grads)
-    ins = _tensors(grads)
+    ins = tuple(map(conjugated, _tensors(grads)))
     for hook in tuple(hooks.values()):
         new = hook(ins, outs)
         if new is not None:
             ins = tuple(new) if isinstance(new, list | tuple) else (new,)
+    ins = tuple(map(conjugated, ins))
     return _arrays(ins) if raw else ins
 
 

@@ -1,129 +1,185 @@
-"""Forward mode, derived from the declarations: no operation writes it by hand.
+"""Forward mode: tensors that carry a tangent through every operation.
 
-"linear": the forward applied to the tangent; "multilinear": one forward per operand, summed;
-"elementwise": the rules applied to the tangents; ``jvp=``: as declared; anything else: the
-gradient of the gradient, which is linear in ``g``.
+How each operation treats tangents is derived from its declaration in ``autograd/dual.py``.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from distgrad.autograd import engine
 from distgrad.autograd.declare import Operation
-from distgrad.autograd.graph import edge_of
-from distgrad.backend.device import array_namespace
-from distgrad.errors import GradError
-from distgrad.tensor import Tensor, wrap
+from distgrad.autograd.dual import DualArray, DualLevel
+from distgrad.autograd.graph import Node, edge_of
+from distgrad.autograd.mode import _Switch, mode
+from distgrad.errors import ArgumentError, GradError
+from distgrad.tensor import Tensor, clock, wrap
+
+__all__ = [
+    "UnpackedDualTensor",
+    "dual_level",
+    "enter_dual_level",
+    "exit_dual_level",
+    "make_dual",
+    "unpack_dual",
+]
+
+_levels: list[DualLevel] = []
+
+
+class UnpackedDualTensor(NamedTuple):
+    """What ``unpack_dual`` returns: the primal, and its tangent or None."""
+
+    primal: Tensor
+    tangent: Tensor | None
+
+
+def enter_dual_level() -> int:
+    """Begin a level of forward mode and return its number.
+
+    Raises:
+        GradError: a level is open already; nest with ``func.jvp`` instead.
+    """
+    if _levels:
+        raise GradError(
+            "enter_dual_level(): Nested forward mode AD is not supported at the moment; "
+            "use func.jvp inside func.jvp"
+        )
+    _levels.append(DualLevel().__enter__())
+    return 0
+
+
+def exit_dual_level(*, level: int | None = None) -> None:
+    """End the level: all of its tensors lose their tangents."""
+    if not _levels:
+        raise GradError("exit_dual_level(): no level exists; call enter_dual_level() first")
+    if level not in (None, 0):
+        raise GradError(
+            f"exit_dual_level(level={level}): Trying to exit a forward AD level that was not the "
+            "last one that was created. This is not supported."
+        )
+    _levels.pop().__exit__()
+
+
+class dual_level(_Switch):
+    """Context manager, or decorator, around a level of forward mode.
+
+    Example:
+        >>> import distgrad as dg
+        >>> with dual_level():
+        ...     x = make_dual(dg.tensor([1.0, 2.0]), dg.tensor([1.0, 0.0]))
+        ...     print(unpack_dual(x * x).tangent)
+        tensor([2., 0.])
+    """
+
+    def __enter__(self) -> int:  # type: ignore[override]
+        return enter_dual_level()
+
+    def __exit__(self, *error: object) -> None:
+        exit_dual_level()
+
+
+class _MakeDual(Node):
+    """Connects a dual tensor with the tensor that it was made of."""
+
+    __slots__ = ()
+
+    def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
+        return (g,)
+
+    pull_graph = pull
+
+
+def make_dual(tensor: Tensor, tangent: Tensor, *, level: int | None = None) -> Tensor:
+    """Return ``tensor`` with a tangent, which every operation carries on.
+
+    Raises:
+        GradError: no level is open, the tensor has a tangent already, or the shapes differ.
+        ArgumentError: one of them is not of floating point or complex dtype.
+    """
+    if not _levels or (level is not None and level < 0):
+        raise GradError(
+            "make_dual(): Trying to create a dual Tensor for forward AD but no level exists, make "
+            "sure to enter_dual_level() first."
+        )
+    for what, t in (("primal", tensor), ("tangent", tangent)):
+        if t.array.dtype.kind not in "fcV":
+            raise ArgumentError(
+                f"make_dual({what}: {t._brief()}): Expected {what} to be floating point or "
+                f"complex, but got: {t.dtype}"
+            )
+    current = _levels[-1]
+    if current.parts(tensor)[1] is not None:
+        raise GradError(
+            "make_dual(): Making a dual Tensor based on a Tensor that already has a forward "
+            "gradient at the same level 0 is not supported."
+        )
+    if current.parts(tangent)[1] is not None:
+        raise GradError(
+            "make_dual(): Setting a forward grad that itself has a forward gradient at the same "
+            "level0 is not supported."
+        )
+    check_tangent("make_dual", tensor, tangent)
+    out = current.dual(tensor, tangent)
+    if tensor.requires_grad and mode.grad:
+        node = _MakeDual()
+        node._edges, node._shape = (edge_of(tensor),), tensor.array.shape
+        node.clock, node.saved = clock.now, ()
+        out.requires_grad, out._node = True, node
+    return out
+
+
+def check_tangent(name: str, primal: Tensor, tangent: Tensor) -> None:
+    """Raise unless a tangent has the shape of its primal."""
+    if primal.array.shape != tangent.array.shape:
+        raise GradError(
+            f"{name}({primal._brief()}, {tangent._brief()}): Trying to set a forward gradient that "
+            "has a different size than that of the original Tensor, this is not supported. Tensor "
+            f"is of size {list(primal.array.shape)} while the given forward gradient is of size "
+            f"{list(tangent.array.shape)}."
+        )
+
+
+def unpack_dual(tensor: Tensor, *, level: int | None = None) -> UnpackedDualTensor:
+    """Return a tensor's primal and its tangent; None where it has none."""
+    array = tensor.array
+    if _levels and isinstance(array, DualArray) and array.level is _levels[-1]:
+        return UnpackedDualTensor(array.below, array.tangent)
+    return UnpackedDualTensor(tensor, None)
 
 
 def jvp_arrays(
     op: Operation, primals: Sequence[Any], tangents: Sequence[Any], options: dict[str, Any]
 ) -> Any:
-    """Return the directional derivative of ``op`` at ``primals`` along ``tangents``.
+    """Return the directional derivative of ``op`` at ``primals`` along ``tangents``, on arrays.
 
     Args:
         op: the operation.
         primals: one array (None, list of arrays) per operand.
         tangents: the same for the direction; None for an operand that stays fixed.
         options: the options of the call.
+
+    Returns:
+        An array, or a list of the differentiable outputs' tangents.
     """
-    arrays = [a for p in primals for a in (p if isinstance(p, list) else [p]) if a is not None]
-    xp = array_namespace(arrays[0])
-    if op.jvp is not None:
-        return _explicit(op, xp, primals, tangents, options)
-    if op.kind == "linear":
-        return _call(op, xp, tangents, options)
-    if op.kind == "multilinear":
-        parts = [
-            _call(op, xp, [*primals[:i], t, *primals[i + 1 :]], options)
-            for i, t in enumerate(tangents)
-            if t is not None
-        ]
-        return _sum(parts)
-    if op.kind == "elementwise":
-        return _rules(op, xp, primals, tangents, options)
-    return _twice_backward(op, primals, tangents, options)
-
-
-def _call(op: Operation, xp: Any, operands: Sequence[Any], options: dict[str, Any]) -> Any:
     names = [o.name for o in op.operands]
-    return op.forward(xp, **dict(zip(names, operands, strict=True)), **options)
+    with DualLevel() as level:
+        operands = [_dual(level, p, t) for p, t in zip(primals, tangents, strict=True)]
+        out = op.function(**dict(zip(names, operands, strict=True)), **options)
+        outs = [out] if isinstance(out, Tensor) else list(out)
+        if op.outputs:
+            outs = [o for o, f in zip(outs, op.outputs.values(), strict=True) if f]
+        found = [level.parts(o)[1] for o in outs]
+    if all(t is None for t in found):
+        raise GradError(f"jvp({op.name}): no operand with a derivative has a tangent")
+    arrays = [None if t is None else t.array for t in found]
+    return arrays[0] if isinstance(out, Tensor) else arrays
 
 
-def _known(
-    op: Operation, xp: Any, primals: Sequence[Any], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return all that a rule on arrays may ask for, but ``g``."""
-    known: dict[str, Any] = {"F": engine.array_functions(xp), "xp": xp} | op.options | options
-    for (name, _), primal in zip(op.operands, primals, strict=True):
-        known[name] = primal
-        if primal is not None and not isinstance(primal, list):
-            known[name + "_shape"] = primal.shape
-    out = _call(op, xp, primals, options)
-    return known | (dict(zip(op.outputs, out, strict=True)) if op.outputs else {"out": out})
-
-
-def _explicit(
-    op: Operation, xp: Any, primals: Sequence[Any], tangents: Sequence[Any], options: dict[str, Any]
-) -> Any:
-    known = _known(op, xp, primals, options)
-    for (name, _), t in zip(op.operands, tangents, strict=True):
-        known["t_" + name] = t
-    assert op.jvp is not None
-    return op.jvp(**{a: known[a] for a in inspect.signature(op.jvp).parameters})
-
-
-def _rules(
-    op: Operation, xp: Any, primals: Sequence[Any], tangents: Sequence[Any], options: dict[str, Any]
-) -> Any:
-    known = _known(op, xp, primals, options)
-    shape = xp.shape(known["out"])
-    parts = []
-    for (name, _), t in zip(op.operands, tangents, strict=True):
-        if t is None or name not in op.rules:
-            continue
-        asks = inspect.signature(op.rules[name]).parameters
-        g = xp.broadcast_to(t, shape)
-        parts.append(op.rules[name](**{a: g if a == "g" else known[a] for a in asks}))
-    return _sum(parts)
-
-
-def _sum(parts: list[Any]) -> Any:
-    if not parts:
-        raise GradError("jvp(): no operand has a tangent")
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _twice_backward(
-    op: Operation, primals: Sequence[Any], tangents: Sequence[Any], options: dict[str, Any]
-) -> Any:
-    """Return d/dg <vjp(g), t>: the vjp is linear in g, so its gradient is J t."""
-    operands: list[Any] = []
-    pairs: list[tuple[Tensor, Any]] = []
-    for primal, tangent in zip(primals, tangents, strict=True):
-        if isinstance(primal, list):
-            many = [wrap(p).requires_grad_() for p in primal]
-            pairs += zip(many, tangent, strict=True)
-            operands.append(many)
-            continue
-        tensor = None if primal is None else wrap(primal)
-        if tensor is not None and tangent is not None:
-            pairs.append((tensor.requires_grad_(), tangent))
-        operands.append(tensor)
-    out = op.function(**dict(zip([o.name for o in op.operands], operands, strict=True)), **options)
-    outs = [out] if isinstance(out, Tensor) else [o for o in out if o.requires_grad]
-    gs = [wrap(array_namespace(o.array).zeros_like(o.array)).requires_grad_() for o in outs]
-    roots = [(edge_of(o), g) for o, g in zip(outs, gs, strict=True)]
-    edges = [t for t, _ in pairs]
-    pulled = engine.run(roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False)
-    dots = [(p, t) for p, (_, t) in zip(pulled, pairs, strict=True) if p is not None]
-    found = engine.run(
-        [(edge_of(p), t) for p, t in dots if edge_of(p) is not None], inputs=gs, accumulate=False
-    )
-    return found[0] if isinstance(out, Tensor) else found
+def _dual(level: DualLevel, primal: Any, tangent: Any) -> Any:
+    if isinstance(primal, list):
+        along = [None] * len(primal) if tangent is None else tangent
+        return [_dual(level, p, t) for p, t in zip(primal, along, strict=True)]
+    if primal is None or tangent is None or primal.dtype.kind not in "fcV":
+        return None if primal is None else wrap(primal)
+    return level.dual(wrap(primal), wrap(tangent))

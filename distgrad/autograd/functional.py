@@ -1,234 +1,433 @@
-"""``backward`` and ``grad``, and the methods of Tensor that belong to autograd."""
+"""Products with Jacobians and Hessians, and these themselves, of functions of tensors."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from distgrad.autograd import engine
-from distgrad.autograd.graph import Removable, edge_of, post_hook
-from distgrad.autograd.mode import mode
+from distgrad.autograd.gradients import grad
+from distgrad.autograd.mode import enable_grad, mode, set_grad_enabled
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentTypeError, DtypeError, GradError, ShapeError
+from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, wrap
 
-Grads = Tensor | Sequence[Tensor | None] | None
+__all__ = ["hessian", "hvp", "jacobian", "jvp", "vhp", "vjp"]
+
+Tensors = tuple[Any, ...]
+F: Any = engine.tensor_functions
 
 
-def backward(
-    tensors: Tensor | Sequence[Tensor],
-    grad_tensors: Grads = None,
-    retain_graph: bool | None = None,
+def vjp(
+    func: Callable[..., Any],
+    inputs: Any,
+    v: Any = None,
     create_graph: bool = False,
-    inputs: Tensor | Sequence[Tensor] | None = None,
-) -> None:
-    """Accumulate the gradients of ``tensors`` into the leaves' ``grad``.
+    strict: bool = False,
+) -> tuple[Any, Any]:
+    """Return ``func(*inputs)`` and the product of ``v`` with its Jacobian.
 
     Args:
-        tensors: what to differentiate.
-        grad_tensors: the gradient of each; may be left out for scalars (then 1).
-        retain_graph: keep saved values for another backward (default: as ``create_graph``).
-        create_graph: record the gradients, so that they can be differentiated again.
-        inputs: accumulate into these tensors only.
-
-    Raises:
-        GradError: nothing requires grad, the graph is freed, or a gradient is missing.
-        ShapeError: a gradient's shape differs from its tensor's.
+        func: takes tensors, returns a tensor or a tuple of tensors.
+        inputs: a tensor or a tuple of tensors.
+        v: of the shape of the outputs; may be left out for one output with one element.
+        create_graph: make both results differentiable.
+        strict: raise where an output does not depend on an input, instead of giving zeros.
 
     Example:
         >>> import distgrad as dg
-        >>> x = dg.tensor([1.0, 2.0], requires_grad=True)
-        >>> backward((x * x).sum())
-        >>> x.grad
-        tensor([2., 4.])
+        >>> vjp(lambda x: x * x, dg.tensor([1.0, 2.0]), dg.tensor([1.0, 1.0]))
+        (tensor([1., 4.]), tensor([2., 4.]))
     """
-    roots = _roots("backward", _tuple(tensors), grad_tensors, create_graph)
-    wanted = None
-    if inputs is not None:
-        wanted = _tuple(inputs)
-        if not wanted:
-            raise GradError("backward(inputs=()): inputs cannot be empty; leave it out for all")
-        wanted = tuple(_wanted_edge("backward", i, t) for i, t in enumerate(wanted))
-    keep = create_graph if retain_graph is None else retain_graph
-    found = engine.run(
-        roots, create_graph=create_graph, keep_graph=keep, inputs=wanted, accumulate=True
-    )
-    for tensor, g in zip(_tuple(inputs) if inputs is not None else (), found, strict=False):
-        if g is not None and not tensor.is_leaf:
-            grad = g if isinstance(g, Tensor) else wrap(array_namespace(g).array(g))
-            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+    with enable_grad():
+        many_in, xs = _inputs(inputs, "vjp", create_graph)
+        many_out, outputs = _outputs(func, xs, "vjp", strict)
+        if v is not None:
+            v = _vector(v, "vjp", create_graph, outputs, many_out)
+        elif len(outputs) != 1 or outputs[0].numel() != 1:
+            raise GradError(
+                "vjp(v=None): The vector v can only be None if the user-provided function returns "
+                "a single Tensor with a single element."
+            )
+    with set_grad_enabled(create_graph or mode.grad):
+        found = _grad(outputs, xs, v, create_graph)
+        found = _zeros_for(found, xs, strict, create_graph, "back")
+    return _finish(outputs, create_graph, many_out), _finish(found, create_graph, many_in)
 
 
-def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
-    grad_outputs: Grads = None,
-    retain_graph: bool | None = None,
+def jvp(
+    func: Callable[..., Any],
+    inputs: Any,
+    v: Any = None,
     create_graph: bool = False,
-    allow_unused: bool | None = None,
-    materialize_grads: bool = False,
-) -> tuple[Any, ...]:
-    """Return the gradients of the sum of ``outputs`` with respect to ``inputs``.
+    strict: bool = False,
+) -> tuple[Any, Any]:
+    """Return ``func(*inputs)`` and the product of its Jacobian with ``v``.
+
+    It is computed by two backwards; ``v`` has the shape of the inputs.  Arguments as in ``vjp``.
+    """
+    with enable_grad():
+        many_in, xs = _inputs(inputs, "jvp", create_graph)
+        v = _input_vector(v, "jvp", create_graph, xs, many_in)
+        many_out, outputs = _outputs(func, xs, "jvp", strict)
+        dummies = _zeros_that_require_grad(outputs)
+        pulled = _grad(outputs, xs, dummies, True)
+        _check(pulled, "grad_inputs", strict)
+    with set_grad_enabled(create_graph or mode.grad):
+        found = _grad(pulled, dummies, v, create_graph)
+        found = _zeros_for(found, outputs, strict, create_graph, "back_trick")
+    return _finish(outputs, create_graph, many_out), _finish(found, create_graph, many_out)
+
+
+def vhp(
+    func: Callable[..., Any],
+    inputs: Any,
+    v: Any = None,
+    create_graph: bool = False,
+    strict: bool = False,
+) -> tuple[Any, Any]:
+    """Return the scalar ``func(*inputs)`` and the product of ``v`` with its Hessian.
+
+    Arguments as in ``vjp``; ``v`` has the shape of the inputs.
+    """
+    with enable_grad():
+        many_in, xs = _inputs(inputs, "vhp", create_graph)
+        v = _input_vector(v, "vhp", create_graph, xs, many_in)
+        outputs, first = _scalar_gradient(func, xs, "vhp", strict)
+    with set_grad_enabled(create_graph or mode.grad):
+        found = _grad(first, xs, v, create_graph)
+        found = _zeros_for(found, xs, strict, create_graph, "double_back")
+    return _finish(outputs, create_graph, False), _finish(found, create_graph, many_in)
+
+
+def hvp(
+    func: Callable[..., Any],
+    inputs: Any,
+    v: Any = None,
+    create_graph: bool = False,
+    strict: bool = False,
+) -> tuple[Any, Any]:
+    """Return the scalar ``func(*inputs)`` and the product of its Hessian with ``v``.
+
+    Arguments as in ``vhp``, which costs less and gives the same for a symmetric Hessian.
+    """
+    with enable_grad():
+        many_in, xs = _inputs(inputs, "hvp", create_graph)
+        v = _input_vector(v, "hvp", create_graph, xs, many_in)
+        outputs, first = _scalar_gradient(func, xs, "hvp", strict)
+        dummies = _zeros_that_require_grad(xs)
+        double = _grad(first, xs, dummies, True)
+        _check(first, "hessian", strict)
+    with set_grad_enabled(create_graph or mode.grad):
+        found = _grad(double, dummies, v, create_graph)
+        found = _zeros_for(found, xs, strict, create_graph, "double_back_trick")
+    return _finish(outputs, create_graph, False), _finish(found, create_graph, many_in)
+
+
+def jacobian(
+    func: Callable[..., Any],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    vectorize: bool = False,
+    strategy: str = "reverse-mode",
+) -> Any:
+    """Return the Jacobian of ``func`` at ``inputs``: of the output's shape, then the input's.
 
     Args:
-        outputs: what to differentiate.
-        inputs: with respect to what; leaves or not.
-        grad_outputs: the gradient of each output; may be left out for scalars.
-        retain_graph: keep saved values (default: as ``create_graph``).
-        create_graph: record the gradients for higher derivatives.
-        allow_unused: give None for an input that has no part in the outputs, instead of an error.
-        materialize_grads: give zeros instead of None.
+        func: takes tensors, returns a tensor or a tuple of tensors.
+        inputs: a tensor or a tuple of tensors; tuples give tuples (of tuples).
+        create_graph: make the result differentiable.
+        strict: raise where an output does not depend on an input, instead of giving zeros.
+        vectorize: accepted; rows are computed one after the other.
+        strategy: "reverse-mode", or "forward-mode" for columns by ``jvp``.
 
     Example:
         >>> import distgrad as dg
-        >>> x = dg.tensor(3.0, requires_grad=True)
-        >>> (first,) = grad(x**3, x, create_graph=True)
-        >>> grad(first, x)
-        (tensor(18.),)
+        >>> jacobian(lambda x: x * x, dg.tensor([1.0, 2.0]))
+        tensor([[2., 0.],
+                [0., 4.]])
     """
-    wanted = _tuple(inputs)
-    edges = [_wanted_edge("grad", i, t) for i, t in enumerate(wanted)]
-    roots = _roots("grad", _tuple(outputs), grad_outputs, create_graph)
-    keep = create_graph if retain_graph is None else retain_graph
-    found = engine.run(
-        roots, create_graph=create_graph, keep_graph=keep, inputs=edges, accumulate=False
-    )
-    results = []
-    for place, (g, tensor) in enumerate(zip(found, wanted, strict=True)):
-        if g is None and materialize_grads:
-            g = array_namespace(tensor.array).zeros_like(tensor.array)
-        elif g is None and not allow_unused:
-            raise GradError(
-                f"grad(inputs[{place}]: {tensor._brief()}): One of the differentiated Tensors "
-                "appears to not have been used in the graph. Set allow_unused=True if this is the "
-                "desired behavior"
-            )
-        results.append(g if g is None or isinstance(g, Tensor) else wrap(_asarray(g)))
-    return tuple(results)
+    _check_strategy(strategy, create_graph, strict, vectorize)
+    with enable_grad():
+        many_in, xs = _inputs(inputs, "jacobian", create_graph)
+        if strategy == "forward-mode":
+            return _by_columns(func, xs, many_in)
+        many_out, outputs = _outputs(func, xs, "jacobian", strict)
+        found = tuple(_rows(i, out, xs, create_graph, strict) for i, out in enumerate(outputs))
+    if not create_graph:
+        found = tuple(tuple(part.detach() for part in row) for row in found)
+    return _nested(found, many_out, many_in)
 
 
-def _asarray(g: Any) -> Any:
-    return array_namespace(g).asarray(g)
-
-
-def _tuple(tensors: Any) -> tuple[Any, ...]:
-    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-
-
-def _wanted_edge(name: str, place: int, tensor: Any) -> Any:
-    if not isinstance(tensor, Tensor):
-        raise ArgumentTypeError(f"{name}(inputs[{place}]): takes Tensors, not {type(tensor)}")
-    if not tensor.requires_grad:
-        raise GradError(
-            f"{name}(inputs[{place}]: {tensor._brief()}): One of the differentiated Tensors does "
-            "not require grad; call requires_grad_() on it before computing the outputs"
-        )
-    return edge_of(tensor)
-
-
-def _roots(
-    name: str, outputs: tuple[Tensor, ...], grads: Grads, create_graph: bool
-) -> list[tuple[Any, Any]]:
-    if isinstance(grads, Tensor) or grads is None:
-        grads = (grads,) * len(outputs) if grads is None else (grads,)
-    if len(grads) != len(outputs):
-        raise GradError(
-            f"{name}(): got {len(outputs)} tensors and {len(grads)} gradients; give one for each"
-        )
-    roots = []
-    for place, (out, g) in enumerate(zip(outputs, grads, strict=True)):
-        edge = edge_of(out)
-        if edge is None:
-            raise GradError(
-                f"{name}({out._brief()}): element {place} of tensors does not require grad and "
-                "does not have a grad_fn; does any input have requires_grad=True, and was it "
-                "computed outside no_grad?"
-            )
-        g = _root_gradient(name, out, g)
-        roots.append((edge, g if create_graph else g.array))
-    return roots
-
-
-def _root_gradient(name: str, out: Tensor, g: Tensor | None) -> Tensor:
-    if g is None:
-        if out.array.size != 1:
-            raise GradError(
-                f"{name}({out._brief()}): grad can be implicitly created only for scalar outputs; "
-                "reduce the tensor first (.sum(), .mean()) or give its gradient"
-            )
-        if out.array.dtype.kind not in "fV":
-            raise DtypeError(
-                f"{name}({out._brief()}): grad can be implicitly created only for real scalar "
-                "outputs; give the gradient"
-            )
-        return wrap(array_namespace(out.array).ones_like(out.array))
-    if g.array.shape != out.array.shape:
-        raise ShapeError(
-            f"{name}({out._brief()}, gradient: {g._brief()}): Mismatch in shape: the gradient must "
-            f"have the tensor's shape {list(out.array.shape)}"
-        )
-    return g
-
-
-# ---------------------------------------------------------------------- methods of Tensor
-def _backward(
-    self: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
+def hessian(
+    func: Callable[..., Any],
+    inputs: Any,
     create_graph: bool = False,
-    inputs: Tensor | Sequence[Tensor] | None = None,
-) -> None:
-    """Accumulate the gradient of this tensor into the leaves; see ``autograd.backward``."""
-    backward(self, gradient, retain_graph, create_graph, inputs)
+    strict: bool = False,
+    vectorize: bool = False,
+    outer_jacobian_strategy: str = "reverse-mode",
+) -> Any:
+    """Return the Hessian of the scalar function ``func`` at ``inputs``.
+
+    Arguments as in ``jacobian``.
+
+    Example:
+        >>> import distgrad as dg
+        >>> hessian(lambda x: (x**3).sum(), dg.tensor([1.0, 2.0]))
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    many_in, xs = _as_tuple(inputs, "inputs", "hessian")
+    if outer_jacobian_strategy not in ("forward-mode", "reverse-mode"):
+        raise AssertionError('Expected strategy to be either "forward-mode" or "reverse-mode".')
+
+    def scalar(*args: Tensor) -> Tensor:
+        out = func(*args)
+        many, outs = _as_tuple(out, "outputs of the user-provided function", "hessian")
+        _check(outs, "outputs", strict)
+        _check_scalar(many, outs, "hessian")
+        return F.squeeze(out) if out.ndim else out  # type: ignore[no-any-return]
+
+    def gradient(*args: Tensor) -> Any:
+        first = jacobian(scalar, args, create_graph=True)
+        _check(first, "jacobian", strict)
+        return first
+
+    found = jacobian(gradient, xs, create_graph, strict, vectorize, outer_jacobian_strategy)
+    return _nested(found, many_in, many_in)
 
 
-def _register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Removable:
-    """Call ``hook(grad)`` whenever this tensor's gradient is known; it may return another."""
-    if not self.requires_grad:
+# ---------------------------------------------------------------------- arguments
+def _as_tuple(values: Any, what: str, name: str) -> tuple[bool, Tensors]:
+    many = isinstance(values, tuple)
+    found = values if many else (values,)
+    for place, value in enumerate(found):
+        if not isinstance(value, Tensor):
+            where = f"value at index {place}" if many else f"given {what}"
+            raise ArgumentTypeError(
+                f"{name}(): The {what} given to {name} must be either a Tensor or a tuple of "
+                f"Tensors but the {where} has type {type(value)}."
+            )
+    return many, found
+
+
+def _fresh(tensors: Tensors, create_graph: bool, need_graph: bool) -> Tensors:
+    """Return new tensors, so that those which ``func`` captured are told apart."""
+    return tuple(
+        F.alias(t) if create_graph and t.requires_grad else t.detach().requires_grad_(need_graph)
+        for t in tensors
+    )
+
+
+def _inputs(inputs: Any, name: str, create_graph: bool) -> tuple[bool, Tensors]:
+    many, xs = _as_tuple(inputs, "inputs", name)
+    return many, _fresh(xs, create_graph, True)
+
+
+def _outputs(func: Callable[..., Any], xs: Tensors, name: str, strict: bool) -> Any:
+    found = _as_tuple(func(*xs), "outputs of the user-provided function", name)
+    _check(found[1], "outputs", strict)
+    return found
+
+
+def _vector(v: Any, name: str, create_graph: bool, others: Tensors, many: bool) -> Tensors:
+    _, vs = _as_tuple(v, "v", name)
+    vs = _fresh(vs, create_graph, False)
+    if len(vs) != len(others):
         raise GradError(
-            f"register_hook({self._brief()}): cannot register a hook on a tensor that doesn't "
-            "require gradient; call requires_grad_() first"
+            f"{name}(): v is a tuple of invalid length: should be {len(others)} but got {len(vs)}."
+            if many
+            else f"{name}(): The given v should contain a single Tensor."
         )
-    holder = self if self._node is None else self._node
-    if holder._hooks is None:
-        holder._hooks = {}
-    return Removable(holder._hooks, hook)
+    for place, (one, other) in enumerate(zip(vs, others, strict=True)):
+        if one.shape != other.shape:
+            entry = f"Entry {place} in " if many else ""
+            raise ShapeError(
+                f"{name}(): {entry}v has invalid size: should be {other.shape} but got {one.shape}."
+            )
+    return vs
 
 
-def _retain_grad(self: Tensor) -> None:
-    """Keep this non-leaf tensor's gradient in ``grad``."""
-    if not self.requires_grad:
-        raise GradError(f"retain_grad({self._brief()}): can't retain_grad on a Tensor that has "
-                        "requires_grad=False")  # fmt: skip
-    if self._node is None or self._retains:
-        return
-    self._retains = True
-    me = weakref.ref(self)
-
-    def keep(g: Tensor) -> None:
-        tensor = me()
-        if tensor is not None:
-            copy = g if mode.grad else wrap(g.array.copy())
-            tensor.grad = copy if tensor.grad is None else tensor.grad + copy
-
-    _register_hook(self, keep)
-
-
-def _register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> Removable:
-    """Call ``hook(tensor)`` once per backward, after this leaf's ``grad`` is complete."""
-    if self._node is not None or not self.requires_grad:
+def _input_vector(v: Any, name: str, create_graph: bool, xs: Tensors, many: bool) -> Any:
+    if v is not None:
+        return _vector(v, name, create_graph, xs, many)
+    if len(xs) != 1 or xs[0].numel() != 1:
         raise GradError(
-            f"register_post_accumulate_grad_hook({self._brief()}): post accumulate grad hooks "
-            "cannot be registered on non-leaf tensors or tensors that do not require grad"
+            f"{name}(v=None): The vector v can only be None if the input to the user-provided "
+            "function is a single Tensor with a single element."
         )
-    return post_hook(self, hook)
+    return None
 
 
-for _method in (
-    _backward,
-    _register_hook,
-    _retain_grad,
-    _register_post_accumulate_grad_hook,
-):
-    setattr(Tensor, _method.__name__.lstrip("_"), _method)
+def _check_scalar(many: bool, outputs: Tensors, name: str) -> None:
+    if many:
+        raise GradError(f"{name}(): The function given to {name} should return a single Tensor")
+    if outputs[0].numel() != 1:
+        raise GradError(
+            f"{name}(): The Tensor returned by the function given to {name} should contain a "
+            "single element"
+        )
+
+
+def _scalar_gradient(
+    func: Callable[..., Any], xs: Tensors, name: str, strict: bool
+) -> tuple[Tensors, Tensors]:
+    many, outputs = _outputs(func, xs, name, strict)
+    _check_scalar(many, outputs, name)
+    first = _grad(outputs, xs, None, True)
+    _check(first, "jacobian", strict)
+    return outputs, first
+
+
+def _check_strategy(strategy: str, create_graph: bool, strict: bool, vectorize: bool) -> None:
+    if strategy not in ("forward-mode", "reverse-mode"):
+        raise AssertionError(
+            'Expected strategy to be either "forward-mode" or "reverse-mode". Hint: If your '
+            'function has more outputs than inputs, "forward-mode" tends to be more performant. '
+            'Otherwise, prefer to use "reverse-mode".'
+        )
+    if strategy == "forward-mode" and create_graph:
+        raise NotImplementedError(
+            'jacobian(): `create_graph=True` and `strategy="forward-mode"` are not supported '
+            "together (yet)."
+        )
+    if strict and (strategy == "forward-mode" or vectorize):
+        raise GradError(
+            "jacobian(): `strict=True` is not supported together with `vectorize=True` or "
+            '`strategy="forward-mode"`; set `strict=False`'
+        )
+
+
+# ---------------------------------------------------------------------- strictness
+_INDEPENDENT = {
+    "hessian": "The hessian of the user-provided function with respect to input {} is independent "
+    "of the input. This is not allowed in strict mode. You should ensure that your function is "
+    "thrice differentiable and that the hessian depends on the inputs.",
+    "jacobian": "While computing the hessian, found that the jacobian of the user-provided "
+    "function with respect to input {} is independent of the input. This is not allowed in strict "
+    "mode. You should ensure that your function is twice differentiable and that the jacobian "
+    "depends on the inputs (this would be violated by a linear function for example).",
+    "grad_inputs": "The gradient with respect to input {} is independent of the inputs of the "
+    "user-provided function. This is not allowed in strict mode.",
+    "outputs": "Output {} of the user-provided function does not require gradients. The outputs "
+    "must be computed in a differentiable manner from the input when running in strict mode.",
+}
+_MISSING = {
+    "back": "The output of the user-provided function is independent of input {}. This is not "
+    "allowed in strict mode.",
+    "back_trick": "The gradient with respect to the input is independent of entry {} in the "
+    "grad_outputs when using the double backward trick to compute forward mode gradients. This is "
+    "not allowed in strict mode.",
+    "double_back": "The jacobian of the user-provided function is independent of input {}. This "
+    "is not allowed in strict mode.",
+    "double_back_trick": "The hessian of the user-provided function is independent of entry {} in "
+    "the grad_jacobian. This is not allowed in strict mode as it prevents from using the double "
+    "backward trick to replace forward mode AD.",
+}
+
+
+def _check(tensors: Tensors, what: str, strict: bool) -> None:
+    for place, tensor in enumerate(tensors if strict else ()):
+        if tensor is None:
+            raise GradError(_MISSING["back"].format(place))
+        if not tensor.requires_grad:
+            raise GradError(_INDEPENDENT[what].format(place))
+
+
+def _zeros_for(
+    grads: Tensors, like: Tensors, strict: bool, create_graph: bool, stage: str
+) -> Tensors:
+    full = []
+    for place, (g, other) in enumerate(zip(grads, like, strict=True)):
+        if g is None and strict:
+            raise GradError(_MISSING[stage].format(place))
+        if g is not None and strict and create_graph and not g.requires_grad:
+            what = "hessian" if "double" in stage else "jacobian"
+            raise GradError(
+                f"The {what} of the user-provided function is independent of input {place}. This "
+                "is not allowed in strict mode when create_graph=True."
+            )
+        full.append(_zeros(other) if g is None else g)
+    return tuple(full)
+
+
+# ---------------------------------------------------------------------- computation
+def _zeros(like: Tensor) -> Tensor:
+    return wrap(array_namespace(like.array).zeros_like(like.array))
+
+
+def _zeros_that_require_grad(like: Tensors) -> Tensors:
+    return tuple(_zeros(t).requires_grad_() for t in like)
+
+
+def _grad(
+    outputs: Tensors, inputs: Tensors, gs: Any, create_graph: bool, keep: bool | None = None
+) -> Tensors:
+    """Return the gradients; outputs that are None or constant take no part."""
+    given = gs if gs is not None else (None,) * len(outputs)
+    pairs = [
+        (o, g) for o, g in zip(outputs, given, strict=True) if o is not None and o.requires_grad
+    ]
+    if not pairs:
+        return (None,) * len(inputs)
+    outs, gs = zip(*pairs, strict=True)
+    found: Tensors = grad(outs, inputs, gs, keep, create_graph, allow_unused=True)
+    return found
+
+
+def _rows(place: int, out: Tensor, xs: Tensors, create_graph: bool, strict: bool) -> Tensors:
+    """Return the Jacobian of one output with respect to each input."""
+    flat = F.reshape(out, (out.numel(),))
+    parts: list[list[Tensor]] = [[] for _ in xs]
+    for j in range(out.numel()):
+        row = _grad((flat[j],), xs, None, create_graph, keep=True)
+        for i, (g, x) in enumerate(zip(row, xs, strict=True)):
+            if g is None and strict:
+                raise GradError(
+                    f"jacobian(): Output {place} of the user-provided function is independent of "
+                    f"input {i}. This is not allowed in strict mode."
+                )
+            if g is not None and strict and create_graph and not g.requires_grad:
+                raise GradError(
+                    "jacobian(): The jacobian of the user-provided function is independent of "
+                    f"input {place}. This is not allowed in strict mode when create_graph=True."
+                )
+            parts[i].append(_zeros(x) if g is None else g)
+    return tuple(
+        F.reshape(F.stack(p, 0), (*out.shape, *x.shape)) if p else _empty(out, x)
+        for p, x in zip(parts, xs, strict=True)
+    )
+
+
+def _empty(out: Tensor, x: Tensor) -> Tensor:
+    return wrap(array_namespace(x.array).zeros((*out.shape, *x.shape), x.array.dtype))
+
+
+def _by_columns(func: Callable[..., Any], xs: Tensors, many_in: bool) -> Any:
+    """Return the Jacobian from one ``jvp`` per element of the inputs."""
+    per_input = []
+    many_out = False
+    for i, x in enumerate(xs):
+        columns = []
+        for j in range(x.numel()):
+            v = tuple(_zeros(t) for t in xs)
+            v[i].array.reshape(-1)[j] = 1
+            out, column = jvp(func, xs, v)
+            many_out = isinstance(out, tuple)
+            columns.append(column if many_out else (column,))
+        per_input.append([
+            F.reshape(F.stack(list(parts), -1), (*parts[0].shape, *x.shape))
+            for parts in zip(*columns, strict=True)
+        ])  # fmt: skip
+    return _nested(tuple(zip(*per_input, strict=True)), many_out, many_in)
+
+
+def _finish(tensors: Tensors, create_graph: bool, many: bool) -> Any:
+    found = tensors if create_graph else tuple(t.detach() for t in tensors)
+    return found if many else found[0]
+
+
+def _nested(rows: Any, many_out: bool, many_in: bool) -> Any:
+    found = rows if many_in else tuple(row[0] for row in rows)
+    return found if many_out else found[0]

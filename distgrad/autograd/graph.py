@@ -1,199 +1,282 @@
-"""The graph: a Node per recorded operation, a Slot per output where there are several.
-
-An edge points to a Node, a Slot, or straight to a leaf tensor.  All three answer to ``_edges``,
-``_shape``, ``_hooks``, ``_leaf`` and ``owner``, so the engine walks them alike.
-"""
+"""Tools for the graph: hooks on what is saved, hooks on several gradients, edges by name."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
-from distgrad.errors import GradError
-from distgrad.tensor import Tensor, wrap
+from distgrad.autograd import engine, saving
+from distgrad.autograd.node import (
+    AccumulateGrad,
+    Node,
+    Removable,
+    Slot,
+    attached,
+    check_unchanged,
+    edge_of,
+    freed,
+    post_hook,
+)
+from distgrad.autograd.saving import SavedTensor
+from distgrad.errors import ArgumentError, ArgumentTypeError, GradError
+from distgrad.tensor import Tensor, shared_of, wrap
 
-_keys = itertools.count()
+__all__ = [
+    "AccumulateGrad",
+    "GradientEdge",
+    "Node",
+    "Removable",
+    "SavedTensor",
+    "Slot",
+    "allow_mutation_on_saved_tensors",
+    "attached",
+    "check_unchanged",
+    "disable_saved_tensors_hooks",
+    "edge_of",
+    "freed",
+    "get_gradient_edge",
+    "increment_version",
+    "post_hook",
+    "register_multi_grad_hook",
+    "save_on_cpu",
+    "saved_tensors_hooks",
+]
 
 
-class Removable:
-    """Handle of a registered hook."""
+class GradientEdge(NamedTuple):
+    """Where the gradient of a tensor arrives: output ``output_nr`` of ``node``."""
 
-    def __init__(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        """Register ``hook`` at the end of ``hooks``."""
-        self.id = next(_keys)
-        self._hooks = hooks
-        hooks[self.id] = hook
+    node: Node | AccumulateGrad
+    output_nr: int
+    ownership_token: Any = None  # the edge itself, where the node has several outputs
 
-    def remove(self) -> None:
-        """Take the hook away again."""
-        self._hooks.pop(self.id, None)
 
-    def __enter__(self) -> Removable:
-        return self
+def get_gradient_edge(tensor: Tensor) -> GradientEdge:
+    """Return where the gradient of ``tensor`` arrives; ``grad`` and ``backward`` take it as input.
+
+    Raises:
+        GradError: the tensor does not require grad.
+    """
+    if not tensor.requires_grad:
+        raise GradError(
+            f"get_gradient_edge({tensor._brief()}): It is not possible to get the gradient edge "
+            "for a Tensor that does not require gradients; call requires_grad_() first"
+        )
+    edge = tensor._node
+    if edge is None:
+        return GradientEdge(AccumulateGrad(tensor), 0)
+    if type(edge) is Slot:
+        return GradientEdge(edge.node, edge.index, edge)
+    return GradientEdge(edge, 0)
+
+
+def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
+    """Note a change of a tensor's memory that the library cannot see, made through ``array``."""
+    for one in (tensor,) if isinstance(tensor, Tensor) else tensor:
+        shared_of(one).bump()
+
+
+# ---------------------------------------------------------------------- what is saved
+class saved_tensors_hooks:
+    """Packs each tensor saved for backward inside a ``with`` block, and unpacks it when used.
+
+    Args:
+        pack_hook: takes the saved tensor, returns anything; runs without recording.
+        unpack_hook: takes what was packed, returns a tensor of the same values.
+
+    Example:
+        >>> import distgrad as dg
+        >>> x = dg.tensor([1.0, 2.0], requires_grad=True)
+        >>> with saved_tensors_hooks(lambda t: t.tolist(), dg.tensor):
+        ...     y = x * x
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([2., 4.])
+    """
+
+    def __init__(
+        self, pack_hook: Callable[[Tensor], Any], unpack_hook: Callable[[Any], Tensor]
+    ) -> None:
+        """Keep the pair of hooks."""
+        self.pack_hook, self.unpack_hook = pack_hook, unpack_hook
+
+    def __enter__(self) -> None:
+        saving.push((self.pack_hook, self.unpack_hook))
 
     def __exit__(self, *error: object) -> None:
-        self.remove()
+        saving.pop()
 
 
-class Node:
-    """One recorded operation.  Each operation has a subclass of its own, named as in PyTorch."""
+class save_on_cpu(saved_tensors_hooks):
+    """Keeps what is saved inside a ``with`` block in host memory; backward copies it back.
 
-    __slots__ = ("__dict__", "__weakref__", "_edges", "_shape", "clock", "saved")
-    _edges: tuple[Any, ...]  # where the gradients of the differentiable operands go
-    _shape: tuple[int, ...]  # of the output
-    clock: int  # time of recording; a saved tensor changed later is refused
-    saved: tuple[Any, ...] | None  # None once freed
+    Args:
+        pin_memory: accepted; copies are from pageable memory.
+        device_type: accepted; the tensor's own device counts.
+    """
 
-    likes: tuple[Any, ...] = ()  # shape, namespace and dtype of each output, where several
-    changed_at = -1  # when the output's memory was last changed in place
-
-    _leaf = False
-    _hooks: dict[int, Callable[..., Any]] | None = None
-    _prehooks: dict[int, Callable[..., Any]] | None = None
-    _posthooks: dict[int, Callable[..., Any]] | None = None
-
-    def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
-        """Return the operands' gradients as arrays for the output's gradient ``g``."""
-        raise NotImplementedError
-
-    def pull_graph(self, F: Any, g: Any) -> tuple[Any, ...]:
-        """Return the operands' gradients as tensors with a history of their own."""
-        raise NotImplementedError
-
-    @property
-    def owner(self) -> Node:
-        """The node itself (a Slot answers with the node behind it)."""
-        return self
-
-    def name(self) -> str:
-        """Return the name of the class, e.g. ``AddBackward0``."""
-        return type(self).__name__
-
-    @property
-    def next_functions(self) -> tuple[tuple[Any, int], ...]:
-        """Pairs of the nodes that gradients flow to and the number of their output."""
-        return tuple(_public_edge(e) for e in self._edges)
-
-    @property
-    def metadata(self) -> dict[Any, Any]:
-        """A dict for the user's own notes."""
-        notes: dict[Any, Any] = self.__dict__.setdefault("_metadata", {})
-        return notes
-
-    def register_hook(self, hook: Callable[..., Any]) -> Removable:
-        """Call ``hook(grad_inputs, grad_outputs)`` after this node ran in backward."""
-        if self._posthooks is None:
-            self._posthooks = {}
-        return Removable(self._posthooks, hook)
-
-    def register_prehook(self, hook: Callable[..., Any]) -> Removable:
-        """Call ``hook(grad_outputs)`` before this node runs in backward."""
-        if self._prehooks is None:
-            self._prehooks = {}
-        return Removable(self._prehooks, hook)
+    def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
+        """Set the hooks."""
+        super().__init__(_to_host, _from_host)
 
 
-class Slot:
-    """One of several differentiable outputs of a node."""
-
-    __slots__ = ("__dict__", "_edges", "_shape", "index", "node")
-    _leaf = False
-    _hooks: dict[int, Callable[..., Any]] | None = None
-
-    def __init__(self, node: Node, index: int, array: Any) -> None:
-        """Stand between ``node`` and its output number ``index``, of ``array``'s shape and type."""
-        self.node, self.index, self._edges = node, index, (node,)
-        self._shape = array.shape
-
-    @property
-    def owner(self) -> Node:
-        """The node behind this output."""
-        return self.node
+def _to_host(tensor: Tensor) -> tuple[Any, Tensor]:
+    return tensor.device, tensor.detach().cpu()
 
 
-class AccumulateGrad:
-    """How ``next_functions`` shows a leaf: the place where its ``grad`` is accumulated."""
-
-    __slots__ = ("variable",)
-
-    def __init__(self, variable: Tensor) -> None:
-        """Show ``variable``."""
-        self.variable = variable
-
-    def name(self) -> str:
-        """Return ``AccumulateGrad``, with PyTorch's prefix."""
-        return "torch::autograd::AccumulateGrad"
-
-    next_functions: tuple[Any, ...] = ()
-
-    def register_hook(self, hook: Callable[..., Any]) -> Removable:
-        """Call ``hook(grad_inputs, grad_outputs)`` after the leaf's ``grad`` was accumulated."""
-        return post_hook(self.variable, lambda leaf: hook((), (leaf.grad,)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AccumulateGrad) and other.variable is self.variable
-
-    def __hash__(self) -> int:
-        return id(self.variable)
+def _from_host(packed: tuple[Any, Tensor]) -> Tensor:
+    return packed[1].to(packed[0])
 
 
-def _public_edge(edge: Any) -> tuple[Any, int]:
-    if edge is None:
-        return None, 0
-    if type(edge) is Slot:
-        return edge.node, edge.index
-    return (AccumulateGrad(edge), 0) if edge._leaf else (edge, 0)
+@contextmanager
+def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
+    """Refuse ``saved_tensors_hooks`` inside the block, with ``error_message``."""
+    before = saving.local.forbidden
+    saving.local.forbidden = error_message
+    try:
+        yield
+    finally:
+        saving.local.forbidden = before
 
 
-def edge_of(tensor: Tensor) -> Any:
-    """Return where the gradient of ``tensor`` goes: its node, the tensor as a leaf, or None."""
-    return tensor._node or (tensor if tensor.requires_grad else None)
+# ---------------------------------------------------------------------- several gradients
+class _Handles(Removable):
+    """The handle of hooks on several tensors."""
+
+    def __init__(self, handles: tuple[Removable, ...]) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Take all the hooks away again."""
+        for handle in self.handles:
+            handle.remove()
 
 
-def post_hook(leaf: Tensor, hook: Callable[[Tensor], Any]) -> Removable:
-    """Register ``hook(leaf)`` to run after a backward has accumulated ``leaf.grad``."""
-    if leaf._post_hooks is None:
-        leaf._post_hooks = {}
-    return Removable(leaf._post_hooks, hook)
+def register_multi_grad_hook(
+    tensors: Sequence[Tensor],
+    fn: Callable[..., None],
+    *,
+    mode: Literal["all", "any"] = "all",
+) -> Removable:
+    """Call ``fn`` once per backward with the gradients of several tensors.
 
-
-def attached(array: Any, edge: Any) -> Tensor:
-    """Return a tensor on ``array`` whose gradient goes to ``edge``."""
-    out = wrap(array)
-    out.requires_grad, out._node = True, edge
-    return out
-
-
-def freed(node: Node) -> GradError:
-    """Return the error for a second backward through ``node``."""
-    return GradError(
-        f"backward({node.name()}): Trying to backward through the graph a second time (or directly "
-        "access saved tensors after they have already been freed). Saved intermediate values of "
-        "the graph are freed when you call .backward() or autograd.grad(). Specify "
-        "retain_graph=True if you need to backward through the graph a second time or if you need "
-        "to access saved tensors after calling backward"
-    )
-
-
-def check_unchanged(node: Node, tensors: tuple[Tensor | None, ...], output: bool) -> None:
-    """Raise when a saved tensor (the ``output`` too) was changed after ``node`` was recorded."""
-    if output and node.changed_at > node.clock:
-        raise GradError(
-            f"backward({node.name()}): one of the variables needed for gradient computation has "
-            f"been modified by an inplace operation: the output of {node.name()}, of shape "
-            f"{list(node._shape)}; use an out-of-place operation or clone() before changing it"
+    Args:
+        tensors: they must require grad.
+        fn: with "all", takes a list of gradients, None for tensors that this backward does not
+            reach; with "any", takes the first gradient that comes.
+        mode: "all" or "any".
+    """
+    if mode not in ("all", "any"):
+        raise ArgumentError(
+            f"register_multi_grad_hook(mode={mode!r}): Expects mode to be one of ('all', 'any') "
+            f"but got {mode}"
         )
-    for tensor in tensors:
-        shared = None if tensor is None else tensor._shared
-        if shared is not None and shared.changed_at > node.clock:
-            raise GradError(
-                f"backward({node.name()}): one of the variables needed for gradient computation "
-                f"has been modified by an inplace operation: [{_kind(tensor)}] is at "
-                f"version {shared.count}; use an out-of-place operation or clone() before changing"
+    seen: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+    if mode == "any":
+
+        def first(grad: Tensor) -> None:
+            walk = engine.current_walk()
+            if walk not in seen:
+                seen[walk] = []
+                fn(grad)
+
+        return _Handles(tuple(t.register_hook(first) for t in tensors if t.requires_grad))
+    edges = [edge_of(t) for t in tensors]
+
+    def gather(place: int, grad: Tensor) -> None:
+        walk = engine.current_walk()
+        if walk not in seen:
+            missing = sum(walk.executes(edge) for edge in edges)
+            seen[walk] = [missing, [None] * len(edges)]
+        state = seen[walk]
+        state[0] -= 1
+        state[1][place] = grad
+        if state[0] == 0:
+            fn(state[1])
+
+    return _Handles(tuple(t.register_hook(_at(i, gather)) for i, t in enumerate(tensors)))
+
+
+def _at(place: int, gather: Callable[[int, Tensor], None]) -> Callable[[Tensor], None]:
+    def hook(grad: Tensor) -> None:
+        gather(place, grad)
+
+    return hook
+
+
+# ---------------------------------------------------------------------- changes of what is saved
+class _Kept:
+    """A saved tensor that is cloned when its memory is about to change."""
+
+    __slots__ = ("__weakref__", "array", "root", "state")
+
+    def __init__(self, array: Any, state: _Mutations) -> None:
+        self.array, self.root, self.state = array, _root(array), state
+
+
+class _Mutations:
+    """What is saved inside one ``allow_mutation_on_saved_tensors``, by the memory that it is in."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, weakref.WeakSet[_Kept]] = {}
+        self.open = True
+
+    def pack(self, tensor: Tensor) -> _Kept:
+        """Remember where the tensor lies."""
+        entry = _Kept(tensor.array, self)
+        self.kept.setdefault(id(entry.root), weakref.WeakSet()).add(entry)
+        return entry
+
+    def unpack(self, entry: _Kept) -> Tensor:
+        """Return the values from before any change."""
+        if not self.open:
+            raise AssertionError(
+                "Trying to backward outside of the 'allow_mutation_on_saved_tensors' context"
+                "in which the graph was originally recorded."
             )
+        return wrap(entry.array)
+
+    def before_write(self, target: Tensor) -> None:
+        """Clone what lies in the memory of ``target``."""
+        for entry in self.kept.pop(id(_root(target.array)), ()):
+            entry.array = entry.array.copy()
+            entry.root = None
 
 
-def _kind(tensor: Tensor | None) -> str:
-    assert tensor is not None
-    return f"{tensor.array.dtype}{list(tensor.array.shape)}"
+def _root(array: Any) -> Any:
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
+
+
+@contextmanager
+def allow_mutation_on_saved_tensors() -> Iterator[_Mutations]:
+    """Let saved tensors be changed in place inside the block: they are cloned at that moment.
+
+    Forward and backward must both run inside the block.
+    """
+    if saving.switch.before_write is not None:
+        raise GradError(
+            "allow_mutation_on_saved_tensors(): allow_mutation_on_saved_tensors contexts cannot be "
+            "nested; leave the outer one first"
+        )
+    state = _Mutations()
+    with saved_tensors_hooks(state.pack, state.unpack):
+        saving.switch.before_write = state.before_write
+        try:
+            yield state
+        finally:
+            saving.switch.before_write = None
+            state.open = False
+            state.kept.clear()
+
+
+def engine_edge(edge: GradientEdge) -> Any:
+    """Return the edge as the engine knows it."""
+    if not isinstance(edge, GradientEdge):
+        raise ArgumentTypeError(f"expected a GradientEdge, got {type(edge).__name__}")
+    if edge.ownership_token is not None:
+        return edge.ownership_token
+    return edge.node.variable if isinstance(edge.node, AccumulateGrad) else edge.node

@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distgrad.autograd.graph import Node, edge_of, freed
 from distgrad.autograd.mode import mode
+from distgrad.autograd.node import Node, edge_of, freed
+from distgrad.autograd.saving import switch
 from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, GradError, ShapeError
-from distgrad.tensor import Tensor, clock, shared_of, wrap
+from distgrad.tensor import Tensor, clock, ndarray, shared_of, wrap
 
 
 # ---------------------------------------------------------------------- views
@@ -24,9 +25,10 @@ def link_view(
 ) -> None:
     """Note that ``out`` is ``function(base, *options)`` on the same memory, if it is."""
     memory = out.array.base
-    if memory is None:
-        return  # a copy had to be made
-    if memory is not array and memory is not array.base:
+    if memory is None:  # a copy had to be made; but CuPy's strided views have no base either
+        if type(array) is ndarray or not array_namespace(array).may_share_memory(out.array, array):
+            return
+    elif memory is not array and memory is not array.base:
         if not array_namespace(array).may_share_memory(out.array, array):
             return
     shared = out._shared = shared_of(base)
@@ -101,7 +103,8 @@ class CopySlices(Node):
         """Return the same as tensors with a history."""
         steps, order = self._kept()
         rest = F.clone(g)
-        rest.array = _copied(rest.array, order)
+        if not hasattr(rest.array, "below"):
+            rest.array = _copied(rest.array, order)
         part = follow(steps, rest)
         of_view = F.clone(part)
         assign(part, F.zero(part), "zero_")
@@ -130,6 +133,8 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
 
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
         refuse_leaf(self, name)
+        if switch.users and mode.grad:  # hooks may pack what is changed below
+            return assign(self, function(_values_before(self), *args, **options), name)
         result = function(self, *args, **options)
         if result._node is not None:
             _keep_old_values(self, result._node.owner)
@@ -141,23 +146,37 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
     return method
 
 
-def _keep_old_values(target: Tensor, node: Node) -> None:
-    """Give ``node`` a copy of ``target`` to save, where it needs the values from before."""
-    if node.saved and any(value is target for value in node.saved):
-        old = wrap(target.array.copy())
-        old.requires_grad, old._node = target.requires_grad, target._node
-        node.saved = tuple(old if value is target else value for value in node.saved)
+def _keep_old_values(target: Tensor, node: Any) -> None:
+    """Give ``node`` a copy of ``target`` to save, where its derivative needs it as first operand.
+
+    Where ``target`` is another operand too, it is refused in backward as changed, as in PyTorch.
+    """
+    saved = node._held
+    if saved and saved[0] is target and node.op.plan.kept[0] == node.op.operands[0].name:
+        node.saved = (_values_before(target), *saved[1:])
+
+
+def _values_before(target: Tensor) -> Tensor:
+    """Return a copy of ``target`` with its place in the graph."""
+    old = wrap(target.array.copy())
+    old.requires_grad, old._node = target.requires_grad, edge_of(target)
+    return old
 
 
 def refuse_leaf(target: Tensor, name: str) -> None:
     """Raise when ``target`` may not be changed in place while operations are recorded.
 
-    That is a leaf that requires grad or a view of one, a view made under ``no_grad``, and one of
-    several views made by one operation.
+    That is a leaf that requires grad or a view of one, a view made under ``no_grad`` or in a custom
+    Function, and one of several views made by one operation.
     """
+    if switch.before_write is not None:
+        switch.before_write(target)
     if not mode.grad:
         return
     base = target if target._base is None else target._base
+    made_by = target.__dict__.get("_custom_view")
+    if made_by is not None:
+        raise _refused(target, name, made_by)
     if not target.requires_grad:
         if base.requires_grad and getattr(target, "_unseen", False):
             raise _refused(target, name, _UNSEEN)
@@ -193,25 +212,57 @@ def _refused(target: Tensor, name: str, why: str) -> GradError:
 def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
     """Write ``result`` into ``target``'s memory; ``target`` takes over its history."""
     _check(target, result, name)
-    target.array[...] = result.array
-    shared_of(target).bump()
-    if not mode.grad or not (target.requires_grad or result.requires_grad):
-        return target
-    base = target if target._base is None else target._base
-    if base is target:
-        base._node, base.requires_grad = result._node or edge_of(result), result.requires_grad
+    if type(target.array) is type(result.array) is ndarray:
+        target.array[...] = result.array
     else:
-        node = CopySlices()
-        node._edges, node._shape = (edge_of(base), edge_of(result)), base.array.shape
-        node.clock, node.saved = clock.now, (steps_of(target), _order(base.array))
-        base._node, base.requires_grad = node, True
-    _derive_views(base)
+        _store(target, result)
+    shared_of(target).bump()
+    if mode.grad and (target.requires_grad or result.requires_grad):
+        adopt(target, edge_of(result), result.requires_grad)
     return target
 
 
+def adopt(target: Tensor, edge: Any, requires_grad: bool) -> None:
+    """Let ``target``, whose memory was written, have the history that ``edge`` leads to."""
+    base = target if target._base is None else target._base
+    if base is target:
+        _move(base, edge, requires_grad)
+    else:
+        node = CopySlices()
+        node._edges, node._shape = (edge_of(base), edge), base.array.shape
+        node.clock, node.saved = clock.now, (steps_of(target), _order(base.array))
+        _move(base, node, True)
+    _derive_views(base)
+
+
+def _move(tensor: Tensor, edge: Any, requires_grad: bool) -> None:
+    """Set the history of ``tensor``; what ``retain_grad`` asked for moves along."""
+    old = tensor._node
+    tensor._node, tensor.requires_grad = edge, requires_grad
+    if tensor._base is None and tensor._shared is not None:  # later changes concern the new node
+        tensor._shared.node = None if edge is None or edge._leaf else weakref.ref(edge.owner)
+    if tensor._retains and old is not None and edge is not None:
+        keep, old._retain = old._retain, None
+        if edge._hooks is None:
+            edge._hooks = {}
+        edge._retain = keep
+
+
+def _store(target: Tensor, result: Tensor) -> None:
+    if hasattr(target.array, "below") or hasattr(result.array, "below"):
+        from distgrad.autograd.traced import store  # it imports this module
+
+        store(target, result)
+    else:
+        target.array[...] = result.array
+
+
 def refuse_expanded(array: Any) -> None:
-    """Raise for an array whose elements share memory: NumPy makes those read-only."""
-    if not getattr(array.flags, "writeable", True):
+    """Raise for an array whose elements share memory: read-only in NumPy, not so in CuPy."""
+    writeable = getattr(array.flags, "writeable", None)
+    if writeable is None:
+        writeable = all(step or n < 2 for step, n in zip(array.strides, array.shape, strict=True))
+    if not writeable:
         raise ShapeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation"
@@ -223,7 +274,7 @@ def _derive_views(base: Tensor) -> None:
         view = ref()
         if view is not None and view._base is base:
             again = follow(steps_of(view), base)
-            view._node, view.requires_grad = again._node, again.requires_grad
+            _move(view, again._node, again.requires_grad)
 
 
 def _check(target: Tensor, result: Tensor, name: str) -> None:

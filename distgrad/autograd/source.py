@@ -36,22 +36,35 @@ class Plan(NamedTuple):
     everything: bool  # a formula answers for higher derivatives: all operands are kept
 
 
-def call_source(p: Plan) -> str:
-    """Return the source of the public function."""
-    lines = [f"def {p.name}({_signature(p.parameters)}):"]
-    lines += ["    " + line for line in _conversion(p) + _forward(p)]
+def call_source(p: Plan, traced: bool = False) -> str:
+    """Return the source of the public function, or of what answers for traced operands."""
+    lines = [f"def {p.name}({_signature(p)}):", *_into(p)]
+    forward = _traced_forward(p) if traced else _forward(p)
+    lines += ["    " + line for line in _conversion(p) + forward]
     tail = _outputs(p) if p.variadic or p.outputs else _output(p)
     return "\n".join(lines + ["    " + line for line in tail]) + "\n"
 
 
-def _signature(parameters: list[inspect.Parameter]) -> str:
+def _signature(p: Plan) -> str:
     parts, starred = [], False
-    for q in parameters:
+    for q in p.parameters:
         if q.kind is q.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True
         parts.append(q.name if q.default is q.empty else f"{q.name}=_default_{q.name}")
+    if not p.view:
+        parts += ["out=None"] if starred else ["*", "out=None"]
     return ", ".join(parts)
+
+
+def _into(p: Plan) -> list[str]:
+    """Leave the fast path where the caller brings tensors for the outputs."""
+    if p.view:
+        return []
+    positional = "".join(f"{q.name}, " for q in p.parameters if q.kind is not q.KEYWORD_ONLY)
+    named = _dict([q.name for q in p.parameters if q.kind is q.KEYWORD_ONLY])
+    call = f"_into(out, {p.name!r}, {p.name}, ({positional}), {named})"
+    return [f"    if out is not None: return {call}"]
 
 
 def _conversion(p: Plan) -> list[str]:
@@ -72,6 +85,9 @@ def _forward(p: Plan) -> list[str]:
     names = [o.name for o in p.operands]
     first = p.operands[0]
     probe = f"_a_{first.name}[0]" if first.kind == "list" else f"_a_{first.name}"
+    elsewhere = f"_xp_of({probe})"
+    if first.kind == "like":  # it may be a number, which has no place
+        elsewhere = f"_xp_beside({', '.join(f'_a_{o.name}' for o in p.operands)})"
     arrays = {o.name: f"_a_{o.name}" for o in p.operands}
     args = ", ".join(
         f"{q.name}={arrays.get(q.name, q.name)}"
@@ -83,10 +99,18 @@ def _forward(p: Plan) -> list[str]:
     return [
         "try:",
         *("    " + line for line in _arrays(p.operands) + _promotion(p)),
-        f"    _d = _forward(_np if type({probe}) is _ndarray else _xp_of({probe}), {args})",
+        f"    _d = _forward(_np if type({probe}) is _ndarray else {elsewhere}, {args})",
         "except Exception as _e:",
         f"    return _recover({p.name!r}, _e, {_dict(names)}, {_dict(options)})",
     ]
+
+
+def _traced_forward(p: Plan) -> list[str]:
+    """Ask the level of the operands in place of the forward; see Note [Layers]."""
+    names = [o.name for o in p.operands]
+    options = [q.name for q in p.parameters if q.name not in names]
+    call = f"_d = _dispatch(_op, {_dict(names)}, {_dict(options)})"
+    return [*_arrays(p.operands), *_promotion(p), call]
 
 
 def _arrays(operands: list[Operand]) -> list[str]:
@@ -133,8 +157,7 @@ def _output(p: Plan) -> list[str]:
     else:
         lines.append("_o.requires_grad = False; _o._node = None")
     if p.view:
-        names = {o.name for o in p.operands}
-        rest = "".join(f"{q.name}, " for q in p.parameters if q.name not in names)
+        rest = "".join(f"{q.name}, " for q in p.parameters[1:])
         base = p.operands[0].name
         lines.append(f"_link(_o, {base}, _a_{base}, {p.name}, ({rest}))")
     return [*lines, "return _o"]
@@ -156,8 +179,7 @@ def _outputs(p: Plan) -> list[str]:
         lines += ["    " + line for line in _node(p)]
         lines.append("    _attach(_n, _track)")
     if p.view:
-        names = {o.name for o in p.operands}
-        rest = "".join(f"{q.name}, " for q in p.parameters if q.name not in names)
+        rest = "".join(f"{q.name}, " for q in p.parameters[1:])
         base = p.operands[0].name
         lines.append(f"_link_all(_os, {base}, _a_{base}, {p.name}, ({rest}))")
     return [*lines, "return tuple(_os)" if p.variadic else "return _result(*_os)"]

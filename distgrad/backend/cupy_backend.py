@@ -16,7 +16,6 @@ import numpy as np
 
 # The namespace is CuPy's own, and more; it holds max, min, sum … too: see numpy_backend.
 from cupy import *  # noqa: F403
-from cupyx import errstate  # noqa: F401  (NumPy's namespace has it, CuPy's has not)
 from cupyx.scipy import special
 
 from distgrad.typing import Array, Shape
@@ -39,6 +38,38 @@ def _sum_type(x: Array) -> np.dtype[Any]:
 def _work_type(x: Array) -> np.dtype[Any]:
     """The type in which a function of ``x`` is computed: float32 at least."""
     return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+class errstate:
+    """A context that changes nothing: a device never warns of infinities and NaNs."""
+
+    def __init__(
+        self,
+        all: str | None = None,
+        divide: str | None = None,
+        over: str | None = None,
+        under: str | None = None,
+        invalid: str | None = None,
+    ) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def solved(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` of ``linalg``; what cannot be solved is a ``linalg.LinAlgError``.
+
+    CuPy says nothing by default; asking the device for the outcome waits for it.
+    """
+    with cupyx.errstate(linalg="raise"):
+        return function(*args)
 
 
 # --- arrays -----------------------------------------------------------------------------------
@@ -90,7 +121,8 @@ def windows(
         *(step * s for step, s in zip(steps, stride, strict=True)),
         *(step * d for step, d in zip(steps, dilation, strict=True)),
     )
-    return cupy.lib.stride_tricks.as_strided(x, shape, strides)
+    # CuPy's strided arrays have no base, by which the engine knows views; a view of one has.
+    return cupy.lib.stride_tricks.as_strided(x, shape, strides).view()
 
 
 # Elements per block of rows: a device gains nothing from small ones.
@@ -98,7 +130,8 @@ BLOCK = 1 << 30
 
 
 def broadcast_to(x: Array, shape: Shape) -> Array:
-    """A view of ``x`` in ``shape``."""
+    """A view of ``x``, an array or a number, in ``shape``."""
+    x = x if isinstance(x, cupy.ndarray) else cupy.full((), x)
     return cupy.broadcast_to(x, shape)
 
 
@@ -115,6 +148,16 @@ def row_blocks(rows: int, width: int) -> list[slice]:
 def row_dots(a: Array, b: Array) -> Array:
     """The sums of ``a * b`` over the last axis."""
     return (a * b).sum(-1)
+
+
+def where(condition: Array, x: Any, y: Any) -> Array:
+    """``x`` where ``condition`` (a bool array) is true, else ``y``."""
+    return cupy.where(condition, _operand(x), _operand(y))
+
+
+def _operand(x: Any) -> Any:
+    """``x`` itself, or the NumPy scalar in an array of the host without dimensions."""
+    return x[()] if isinstance(x, np.ndarray) else x
 
 
 # --- comparisons with one number -----------------------------------------------------------------
@@ -150,6 +193,9 @@ def add_at(out: Array, index: Array, values: Array) -> None:
 def _scatter(out: Array, index: Any, values: Array) -> None:
     if out.dtype == np.int64:  # atomic addition knows unsigned 64-bit numbers: the same bits
         cupyx.scatter_add(out.view(np.uint64), index, values.astype(np.int64).view(np.uint64))
+    elif out.dtype.kind == "c":
+        cupyx.scatter_add(out.real, index, values.real)
+        cupyx.scatter_add(out.imag, index, values.imag)
     elif out.dtype.itemsize < 4:
         wide = cupy.zeros(out.shape, np.float32 if out.dtype.kind not in "biu" else np.int32)
         cupyx.scatter_add(wide, index, values.astype(wide.dtype))
@@ -171,6 +217,28 @@ def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
     ]
     places[dim] = index
     _scatter(out, tuple(places), src[tuple(slice(n) for n in index.shape)])
+
+
+def combine_at(
+    combine: Callable[[Array, Array], Array], out: Array, places: tuple[Array, ...], values: Array
+) -> None:
+    """Brings ``values`` into ``out[places]`` in place by an associative ``combine``."""
+    linear: Any = 0
+    for place, size in zip(cupy.broadcast_arrays(*places), out.shape, strict=True):
+        linear = linear * size + place
+    order = cupy.argsort(linear.reshape(-1))
+    at, run = linear.reshape(-1)[order], values.reshape(-1)[order]
+    step = 1
+    while step < at.size:  # what has one place stands in a row: combined by doubling
+        joined = cupy.where(at[step:] == at[:-step], combine(run[:-step], run[step:]), run[step:])
+        run[step:] = joined
+        step *= 2
+    last = cupy.concatenate([at[1:] != at[:-1], cupy.ones(1, bool)])
+    at, run = at[last], run[last]
+    flat = out.reshape(-1)
+    flat[at] = combine(flat[at], run)
+    if not cupy.may_share_memory(flat, out):
+        out[...] = flat.reshape(out.shape)
 
 
 # --- accumulating -----------------------------------------------------------------------------

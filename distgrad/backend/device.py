@@ -123,6 +123,14 @@ def set_default_device(d: device | str | int | None) -> None:
 
 _CUDA_COUNT = 0  # 0: not looked yet, or none found
 
+#: Caches whose keys do not tell NumPy's arrays from CuPy's: emptied as soon as there may be both.
+HOST_CACHES: list[dict[Any, Any]] = []
+
+
+def cuda_in_use() -> bool:
+    """Whether a GPU was asked for, so that there may be arrays on it."""
+    return _CUDA_COUNT > 0
+
 
 def _cupy(asked: str) -> ModuleType:
     """CuPy with a working GPU behind it; ``asked`` is what the user wrote."""
@@ -146,6 +154,8 @@ def _cupy(asked: str) -> ModuleType:
                 f"GPU ({reason}); install or expose a driver and a GPU that fit this CuPy, "
                 "or use device 'cpu'"
             )
+        for cache in HOST_CACHES:
+            cache.clear()
     module: ModuleType = cupy
     return module
 
@@ -187,12 +197,20 @@ def array_namespace(array: Array) -> Namespace:
     return found if found is not None else _find_namespace(array)
 
 
+def namespace_beside(*arrays: Array) -> Namespace:
+    """The module of functions for these arrays, of which some may be numbers or None."""
+    found = [a for a in arrays if not isinstance(a, np.generic | None)]
+    return array_namespace(found[0] if found else arrays[0])
+
+
 def _find_namespace(array: Array) -> Namespace:
     kind = type(array)
     if isinstance(array, np.ndarray | np.generic):
         found: Namespace = numpy_backend
     elif kind.__module__.partition(".")[0] == "cupy":
         found = _cuda_backend("array_namespace(cupy array)", None)
+    elif hasattr(array, "below"):  # a traced array describes the one under it
+        return array_namespace(array.below.array)
     else:
         raise ArgumentTypeError(
             f"array_namespace({kind.__name__}): not a NumPy or CuPy array; "
@@ -218,15 +236,23 @@ def device_of(array: Array) -> device:
     return device("cuda", int(array.device.id))
 
 
+def is_on(array: Array, d: device) -> bool:
+    """Whether ``array`` lives on device ``d``; on any GPU, if ``d`` names none."""
+    here = device_of(array)
+    return here.type == d.type and (d.index is None or d.index == here.index or d.type == "cpu")
+
+
 def to_device(array: Array, d: device) -> Array:
     """``array`` on device ``d``: itself when it is there already, else a copy."""
+    if hasattr(array, "below"):  # a traced array
+        return array.moved_to(d)
     here = array_namespace(array)
     there = namespace_of(d)
     if d.type == "cpu":
         host: Array = here.to_numpy(array)
         return host
-    if here is there and (d.index is None or array.device.id == d.index):
+    if is_on(array, d):
         return array
     cupy = _cupy(f"device({str(d)!r})")
     with cupy.cuda.Device(d.index):
-        return there.asarray(array)
+        return array.copy() if here is there else there.asarray(array)

@@ -41,6 +41,14 @@ def _work_type(x: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
 
 
+# --- errors -----------------------------------------------------------------------------------
+
+
+def solved(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` of ``linalg``; what cannot be solved is a ``linalg.LinAlgError``."""
+    return function(*args)
+
+
 # --- arrays -----------------------------------------------------------------------------------
 
 
@@ -298,6 +306,16 @@ def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
     np.add.at(flat, linear, source.reshape(-1))
     if not np.may_share_memory(flat, out):
         out[...] = flat.reshape(out.shape)
+
+
+def combine_at(combine: np.ufunc, out: Array, places: tuple[Array, ...], values: Array) -> None:
+    """Brings ``values`` into ``out[places]`` in place by an associative ``combine``.
+
+    Shape:
+        places: one array of indices for each axis of ``out``, which broadcast to that of
+        ``values``; a place named more than once gets all of its values.
+    """
+    combine.at(out, places, values)
 
 
 # --- accumulating -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.backend.device import array_namespace, device_of, to_device
+from distgrad.backend.device import CPU, array_namespace, device_of, to_device
 from distgrad.tensor import Tensor, wrap
 
 FIRST_CAP_MB = 1.0  # the first bucket is ready early, so it should be small
@@ -53,9 +53,8 @@ class Bucket:
         xp, dtype = array_namespace(params[0].array), params[0].array.dtype
         self.flat = xp.zeros(starts[-1] + tail, dtype)
         self.values = xp.empty(starts[-1], dtype)
-        self.host = (
-            self.flat if isinstance(self.flat, np.ndarray) else np.empty_like(self.flat.get())
-        )
+        on_host = isinstance(self.flat, np.ndarray)
+        self.host = self.flat if on_host else np.empty(self.flat.shape, dtype)
         self.job: Any = None  # at the communication thread
         self.work: Any = None  # the transfer itself, once started
         self.filled_at = 0.0
@@ -83,7 +82,7 @@ class Bucket:
     def stage_out(self) -> np.ndarray[Any, Any]:
         """Return the array that goes over the wire; a GPU's is copied to the host."""
         if self.host is not self.flat:
-            self.host[...] = self.flat.get()
+            self.host[...] = to_device(self.flat, CPU)
         return self.host
 
     def stage_in(self) -> None:

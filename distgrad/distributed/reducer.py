@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from distgrad.autograd.engine import queue_callback
+from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.distributed.bucket import (
     Bucket,
     plan_buckets,
@@ -128,10 +129,10 @@ class Reducer:
     def broadcast_parameters(self, src: int = 0) -> None:
         """Give every rank the parameter values of rank ``src``."""
         for bucket in self.buckets:
-            host = bucket.values if bucket.host is bucket.flat else bucket.values.get()
+            host = to_device(bucket.values, CPU)
             self.group.broadcast(host, src)
             if host is not bucket.values:
-                bucket.values[...] = type(bucket.values)(host)
+                bucket.values[...] = to_device(host, device_of(bucket.values))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

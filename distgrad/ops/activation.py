@@ -32,16 +32,16 @@ P = ParamSpec("P")
 
 
 def inplace_option(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Give meaning to the last argument ``inplace`` of a function that itself ignores it.
+    """Give meaning to the argument ``inplace`` of a function that itself ignores it.
 
     With ``inplace=True`` the result is written into the input, which is returned.
     """
-    count = len(inspect.signature(function).parameters)
+    place = list(inspect.signature(function).parameters).index("inplace")
     writing = in_place(function, f"{function.__name__}_")
 
     @functools.wraps(function)
     def form(*args: P.args, **options: P.kwargs) -> Tensor:
-        if options.get("inplace") or (len(args) == count and args[-1]):
+        if options.get("inplace") or (len(args) > place and args[place]):
             return writing(*args, **options)
         return function(*args, **options)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError
@@ -220,6 +221,7 @@ def diag_embed(
     return out
 
 
+@takes_out
 def diag(input: Tensor, diagonal: int = 0) -> Tensor:
     """Return the matrix with a vector on its diagonal, or the diagonal of a matrix as a copy."""
     if input.array.ndim not in (1, 2):

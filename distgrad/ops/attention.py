@@ -30,7 +30,7 @@ from distgrad.ops.shape import reshape, to_dtype
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape
 
-__all__ = ["attention", "scaled_dot_product_attention"]
+__all__ = ["scaled_dot_product_attention"]
 
 _ROWS = 128  # rows of a block of a long sequence
 _SAFE = 60.0  # exp of less is far from overflow, in float32 and summed over any row
@@ -72,7 +72,7 @@ def _plus(xp: Namespace, s: Array, bias: Array | None) -> Array:
 def _exponentials(xp: Namespace, q: Array, keys: Array, bias: Any, allowed: Any) -> _Rows:
     """Return exp(q·keys + bias) where ``allowed``, 0 elsewhere, and 1 / its row sums."""
     s = _plus(xp, xp.matmul(q, keys), bias)
-    if s.size and float(s.max()) < _SAFE:
+    if type(s) is numpy.ndarray and s.size and float(s.max()) < _SAFE:  # no wait for a device
         e = _times(xp, xp.exp(s, out=s), allowed)
         sums = xp.matmul(e, xp.ones((e.shape[-1], 1), e.dtype))
         if float(sums.min()) > 1e-30:
@@ -284,19 +284,18 @@ def _formula(
     is_causal: bool,
 ) -> Any:  # fmt: skip
     s = F.matmul(query * scale, F.mT(key))
-    xp = array_namespace(query.array)
-    bias = attn_mask is not None and attn_mask.array.dtype != bool
-    if bias:
-        s = s + attn_mask
-    square = (query.array.shape[-2], key.array.shape[-2])
-    mask = None if attn_mask is None else attn_mask.array
-    allowed = _allowed(xp, mask, is_causal, square, query.array)
-    s = s - wrap(_row_maxima(xp, _closed(xp, s.array, allowed)))
-    if allowed is not None:
-        s = F.where(wrap(allowed != 0), s, -math.inf)
+    if attn_mask is not None:
+        is_bias = attn_mask.array.dtype != bool
+        s = s + attn_mask if is_bias else F.where(attn_mask, s, -math.inf)
+    if is_causal:
+        xp, square = array_namespace(query.array), (query.array.shape[-2], key.array.shape[-2])
+        s = F.where(wrap(xp.tri(*square, dtype=bool)), s, -math.inf)
+    if key.array.shape[-2]:  # the shift has no part in the result, so none in its derivative
+        top = F.amax(s, -1, True).detach()
+        s = s - F.where(F.isfinite(top), top, 0.0)
     e = F.exp(s)
     sums = F.sum(e, -1, True)
-    p = e / F.where(wrap(sums.array == 0), 1.0, sums)
+    p = e / F.where(F.eq(sums, 0), 1.0, sums)
     return F.matmul(p if keep is None else p * keep, value)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from distgrad.autograd.declare import as_method, cast, op
 from distgrad.autograd.inplace import in_place
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import (
     Sample,
     Spec,
@@ -74,7 +75,8 @@ def where(xp: Namespace, condition: Tensor, input: TensorLike, other: TensorLike
 select = where
 
 
-def where(  # type: ignore[no-redef]
+@takes_out  # type: ignore[no-redef]
+def where(
     condition: Tensor, input: TensorLike | None = None, other: TensorLike | None = None
 ) -> Any:
     """Return ``input`` where ``condition`` is true, else ``other``; all three broadcast.
@@ -206,6 +208,7 @@ def clamp_tensor(
     return out if max is None else xp.minimum(out, max)
 
 
+@takes_out
 def clamp(input: Tensor, min: TensorLike | None = None, max: TensorLike | None = None) -> Tensor:
     """Return ``input`` limited to the range from ``min`` to ``max``; ``max`` wins over ``min``.
 

@@ -19,7 +19,7 @@ __all__ = ["angle", "complex", "conj", "imag", "polar", "real"]
     samples=[],  # a complex output is beyond the checker
     method=False,
     d_real=lambda F, g: F.real(g),
-    d_imag=lambda F, g: F.imag(g),
+    d_imag=lambda F, g: -F.imag(g),
     jvp=lambda F, t_real, t_imag: F.complex(t_real, t_imag),
 )
 def complex(xp: Namespace, real: Tensor, imag: Tensor) -> Array:
@@ -53,7 +53,7 @@ def real(xp: Namespace, input: Tensor) -> Array:
 
 
 @op("linear", samples=[], view=True, method=False,
-    d_input=lambda F, g: F.complex(F.zero(g), g))  # fmt: skip
+    d_input=lambda F, g: F.complex(F.zero(g), -g))  # fmt: skip
 def imag(xp: Namespace, input: Tensor) -> Array:
     """Return the imaginary parts of a complex tensor, on the same memory."""
     if not _is_complex(input):
@@ -97,7 +97,7 @@ def _d_angle(F: Any, g: Any, input: Any) -> Any:
         return F.zero(g)
     size = F.abs(input)
     g = F.where(size == 0, 0.0, g / (size * size))
-    return F.complex(-g * F.imag(input), g * F.real(input))
+    return F.complex(-g * F.imag(input), -g * F.real(input))
 
 
 as_method(conj)

@@ -29,7 +29,7 @@ from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "convolution", "convolution_input", "convolution_weight",
+    "convolution",
 ]  # fmt: skip
 
 Pads = tuple[tuple[int, int], ...]

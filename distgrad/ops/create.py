@@ -12,9 +12,16 @@ import numpy
 from distgrad.autograd.declare import as_method, cast
 from distgrad.autograd.inplace import assign, refuse_leaf
 from distgrad.autograd.mode import mode
+from distgrad.autograd.traced import Refused, is_traced
 from distgrad.backend import dtype as _dtype
 from distgrad.backend.device import device as Device
-from distgrad.backend.device import device_of, get_default_device, namespace_of, to_device
+from distgrad.backend.device import (
+    device_of,
+    get_default_device,
+    is_on,
+    namespace_of,
+    to_device,
+)
 from distgrad.backend.dtype import dtype as DType
 from distgrad.errors import (
     ArgumentError,
@@ -247,18 +254,13 @@ def as_tensor(data: Any, dtype: Any = None, device: DeviceLike = None) -> Tensor
     """
     kind = None if dtype is None else numpy_dtype(dtype, "as_tensor")
     if isinstance(data, Tensor):
-        if device is not None and not _at(data.array, placed(device)):
+        if device is not None and not is_on(data.array, placed(device)):
             data = data.to(placed(device))
         same: bool = kind is None or data.array.dtype == kind
         return data if same else cast(data, kind)
     if isinstance(data, numpy.ndarray):
         return finish(numpy.asarray(data, kind), placed(device), False, "as_tensor")
     return finish(_from_data(data, kind), placed(device), False, "as_tensor")
-
-
-def _at(array: Array, place: Device) -> bool:
-    here = device_of(array)
-    return here.type == place.type and place.index in (None, here.index)
 
 
 def asarray(
@@ -735,7 +737,10 @@ def zero_(self: Tensor) -> Tensor:
     refuse_leaf(self, "zero_")
     if mode.grad and self.requires_grad:
         return assign(self, _shapes.zero(self), "zero_")
-    self.array.fill(0)
+    try:
+        self.array.fill(0)
+    except Refused:
+        return assign(self, _shapes.zero(self), "zero_")
     shared_of(self).bump()
     return self
 
@@ -744,7 +749,8 @@ def fill_(self: Tensor, value: Tensor | Number) -> Tensor:
     """Fill this tensor with one value (a number or a 0-d tensor) and return it."""
     refuse_leaf(self, "fill_")
     tracked = isinstance(value, Tensor) and value.requires_grad
-    if isinstance(value, Tensor) or (mode.grad and (self.requires_grad or tracked)):
+    traced = is_traced((self,))
+    if isinstance(value, Tensor) or traced or (mode.grad and (self.requires_grad or tracked)):
         return assign(self, _shapes.fill(self, value), "fill_")
     self.array.fill(_fitting(value, self.array.dtype))
     shared_of(self).bump()
@@ -760,9 +766,11 @@ def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
         )
     if mode.grad and (self.requires_grad or src.requires_grad):
         return assign(self, _shapes.copy(self, src), "copy_")
-    source = src.array if type(src.array) is type(self.array) else src.to(self.device).array
     try:
-        self.array[...] = source
+        same = type(src.array) is type(self.array)
+        self.array[...] = src.array if same else src.to(self.device).array
+    except Refused:
+        return assign(self, _shapes.copy(self, src), "copy_")
     except ValueError as error:
         raise ShapeError(
             f"copy_({self._brief()}, src: {src._brief()}): The size of src does not broadcast to "

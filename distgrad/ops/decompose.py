@@ -56,7 +56,7 @@ _REASONS = {
 def solved(xp: Namespace, function: Any, *args: Any) -> Any:
     """Return ``function(*args)``; what LAPACK cannot do is a LinAlgError."""
     try:
-        return function(*args)
+        return xp.solved(function, *args)
     except xp.linalg.LinAlgError as error:
         text = str(error)
         raise LinAlgError(_REASONS.get(text, f"The algorithm failed to converge: {text}")) from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from distgrad.autograd.declare import as_method, cast, op
 from distgrad.autograd.inplace import in_place
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import (
     Sample,
     apart,
@@ -21,6 +22,7 @@ from distgrad.autograd.samples import (
 )
 from distgrad.autograd.samples import positive as above_zero
 from distgrad.autograd.samples import real as real_
+from distgrad.autograd.traced import Traced
 from distgrad.errors import ArgumentTypeError, DtypeError, ShapeError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, TensorLike
@@ -123,7 +125,7 @@ def mul(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     inplace=True,
     floats=True,
     d_input=lambda g, other: g / other,
-    d_other=lambda g, out, other: -g * out / other,
+    d_other=lambda g, input, other: -g * (input / other) / other,
 )
 def div(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     """Return the true quotient ``input / other``; integers give the default float."""
@@ -169,9 +171,8 @@ def trunc_divide(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     return xp.trunc(xp.divide(input, other))
 
 
-def div(  # type: ignore[no-redef]
-    input: TensorLike, other: TensorLike, *, rounding_mode: str | None = None
-) -> Tensor:
+@takes_out  # type: ignore[no-redef]
+def div(input: TensorLike, other: TensorLike, *, rounding_mode: str | None = None) -> Tensor:
     """Return the quotient ``input / other``; integers give the default float.
 
     Args:
@@ -252,6 +253,8 @@ def _constant(exponent: Any) -> float | None:
         if exponent.requires_grad:
             return None
         exponent = exponent.array
+    if isinstance(exponent, Traced):
+        return None
     if exponent.ndim or hasattr(exponent, "__cuda_array_interface__"):
         return None
     value = exponent.item()
@@ -331,6 +334,7 @@ _POWERS: dict[Any, Any] = {
 }
 
 
+@takes_out
 def float_power(input: TensorLike, exponent: TensorLike) -> Tensor:
     """Return ``input ** exponent``, computed in float64."""
 
@@ -369,7 +373,7 @@ def rsqrt(xp: Namespace, input: Tensor) -> Array:
 
 # ---------------------------------------------------------------------- signs and rounding
 @op("elementwise", samples=[*unary(apart), case(integers(5, 4, low=-5))], operator="abs",
-    inplace=True, d_input=lambda F, g, input: g * F.sgn(input))  # fmt: skip
+    inplace=True, d_input=lambda F, g, input: g * _sgn_conj(F, input))  # fmt: skip
 def abs(xp: Namespace, input: Tensor) -> Array:
     """Return the absolute value."""
     refuse("b", "abs", input)
@@ -397,8 +401,15 @@ def _d_sgn(F: Any, g: Any, input: Any, out: Any) -> Any:
     dtype = (input.array if isinstance(input, Tensor) else input).dtype
     if dtype.kind != "c":
         return F.zero(g)
+    g = F.conj(g)
     part = F.real(F.div(g, out))
-    return F.where(out == 0, 0.0, (g - out * part) / F.abs(input))
+    return F.conj(F.where(out == 0, 0.0, (g - out * part) / F.abs(input)))
+
+
+def _sgn_conj(F: Any, input: Any) -> Any:
+    direction = F.sgn(input)
+    dtype = (input.array if isinstance(input, Tensor) else input).dtype
+    return F.conj(direction) if dtype.kind == "c" else direction
 
 
 def _rounding(xp: Namespace, name: str, function: Any, input: Any) -> Array:
@@ -492,6 +503,7 @@ def ldexp_core(xp: Namespace, input: Tensor, other: Tensor, sign: int = 1) -> Ar
     return xp.ldexp(input, xp.astype(xp.multiply(other, sign), xp.int32))
 
 
+@takes_out
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
     """Return ``input * 2 ** other``."""
     if input.array.dtype.kind == "f" and other.array.dtype.kind in "biu":

@@ -25,7 +25,7 @@ from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
 __all__ = [
-    "embedding", "embedding_backward", "embedding_backward_transposed", "embedding_bag", "one_hot",
+    "embedding", "embedding_bag", "one_hot",
 ]  # fmt: skip
 
 

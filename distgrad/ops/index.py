@@ -11,7 +11,9 @@ import numpy
 from distgrad.autograd.declare import as_method, cast, op, recover
 from distgrad.autograd.inplace import assign, in_place, refuse_expanded, refuse_leaf
 from distgrad.autograd.mode import mode
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import booleans, case, given, integers, real
+from distgrad.autograd.traced import Refused, Traced
 from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.index_reader import ALL, IndexReader, beyond
@@ -190,8 +192,8 @@ def _row_numbers(joint: Sequence[Any], sizes: Sequence[int]) -> tuple[Any, int]:
     """Return one index over the product of ``sizes`` for several indices, and that product."""
     rows: Any = 0
     for index, size in zip(joint, sizes, strict=True):
-        if index.size and index.min() < 0:
-            index = index % size
+        if type(index) is not numpy.ndarray or (index.size and index.min() < 0):
+            index = index % size  # on a device without looking: that would be a wait
         rows = index if type(rows) is int else rows * size + index
     return rows, math.prod(sizes)
 
@@ -304,7 +306,7 @@ def _look_up(view: Tensor, reader: IndexReader) -> Tensor:
 
 def _on_device(like: Tensor, arrays: Sequence[Any]) -> list[Tensor]:
     xp = array_namespace(like.array)
-    return [wrap(xp.asarray(a)) for a in arrays]
+    return [wrap(a if isinstance(a, Traced) else xp.asarray(a)) for a in arrays]
 
 
 def setitem(input: Tensor, index: Any, value: Any) -> None:
@@ -317,7 +319,10 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
         if mode.grad and (flows or input.requires_grad):
             _write_recorded(input, reader, value)
         else:
-            _write(input, reader, value.array if isinstance(value, Tensor) else value)
+            try:
+                _write(input, reader, value.array if isinstance(value, Tensor) else value)
+            except Refused:
+                _write_recorded(input, reader, value)
     except Exception as error:
         recover("setitem", error, {"input": input}, {"index": index, "value": value})
 
@@ -549,6 +554,7 @@ def _dtype_of(x: Any) -> Any:
     return x.array.dtype if isinstance(x, Tensor) else x.dtype
 
 
+@takes_out
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """Return the elements where ``mask`` is true, in a row; mask and input broadcast."""
     input, mask = _masked("masked_select", input, mask)
@@ -679,6 +685,7 @@ def argwhere(xp: Namespace, input: Tensor) -> Array:
     return xp.stack(input.nonzero(), axis=1)
 
 
+@takes_out
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Return the indices of the elements that are not zero: one row each, or a tuple by dimension.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.dtype import result_type
 from distgrad.errors import ArgumentTypeError, ShapeError
@@ -142,12 +143,14 @@ def concatenate(tensors: Tensors, axis: int = 0) -> Tensor:
     return cat(tensors, axis)
 
 
+@takes_out
 def hstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along columns (vectors: end to end)."""
     raised = [atleast_1d(t) for t in tensors]
     return cat(raised, 0 if raised and raised[0].array.ndim == 1 else 1)
 
 
+@takes_out
 def vstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along rows; a vector is a row."""
     return cat([atleast_2d(t) for t in tensors], 0)
@@ -158,11 +161,13 @@ def row_stack(tensors: Tensors) -> Tensor:
     return vstack(tensors)
 
 
+@takes_out
 def dstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along the third dimension."""
     return cat([atleast_3d(t) for t in tensors], 2)
 
 
+@takes_out
 def column_stack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along columns; a vector is a column."""
     return cat([t if t.array.ndim > 1 else reshape(t, (-1, 1)) for t in tensors], 1)

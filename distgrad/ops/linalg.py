@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.errors import ShapeError
 from distgrad.ops import matmul as _products
@@ -286,7 +287,7 @@ def pinv_by_svd(xp: Namespace, A: Tensor, rtol: float | None = None, atol: float
     u, s, vh = solved(xp, xp.linalg.svd, A, False)
     if rtol is None:
         rtol = 0.0 if atol else max(A.shape[-2:]) * float(xp.finfo(A.dtype).eps)
-    limit = xp.maximum(s.max(-1, keepdims=True, initial=0) * rtol, atol)
+    limit = xp.maximum(s[..., :1] * rtol, atol)  # the first is the largest
     inverse = xp.where(s > limit, 1 / xp.where(s > limit, s, 1), 0).astype(A.dtype)
     return xp.swapaxes(vh, -1, -2) @ (inverse[..., None] * xp.swapaxes(u, -1, -2))
 
@@ -311,6 +312,7 @@ def pinv(
     return pinv_by_svd(A, rcond if rtol is None else rtol, atol or 0.0)
 
 
+@takes_out
 def matrix_power(A: Tensor, n: int) -> Tensor:
     """Return the ``n``-th power of square matrices; negative powers are of the inverse."""
     shape = A.array.shape
@@ -350,7 +352,7 @@ def matrix_exp(xp: Namespace, A: Tensor) -> Array:
     """
     check_square(A)
     work = xp.astype(A, xp.promote_types(A.dtype, xp.float64))
-    size = float(xp.abs(work).sum(-2).max(initial=0))
+    size = float(xp.abs(work).sum(-2).max()) if work.size else 0.0
     halvings = max(0, math.ceil(math.log2(size / 5.37))) if size > 5.37 else 0
     work = work / 2.0**halvings
     eye = xp.broadcast_to(xp.eye(A.shape[-1]), work.shape)
@@ -469,10 +471,9 @@ def norm_of_vectors(
     if ord == 0:
         return xp.sum(size != 0, axis=axis, keepdims=keepdim, dtype=size.dtype)
     if ord in (math.inf, -math.inf):
-        extreme = xp.maximum if ord > 0 else xp.minimum
-        if ord > 0:
-            return extreme.reduce(size, axis=axis, keepdims=keepdim, initial=0)
-        return extreme.reduce(size, axis=axis, keepdims=keepdim)
+        if ord > 0 and not size.size:
+            return xp.sum(size, axis=axis, keepdims=keepdim)  # zeros
+        return (xp.max if ord > 0 else xp.min)(size, axis=axis, keepdims=keepdim)
     if ord == 1:
         return xp.add.reduce(size, axis=axis, keepdims=keepdim)
     total = xp.add.reduce(xp.power(size, ord), axis=axis, keepdims=keepdim)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy
 
+from distgrad.autograd import engine
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import between, case, given, integers, positive, real
+from distgrad.autograd.traced import is_traced
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
 from distgrad.ops.activation import log_softmax, logsigmoid
@@ -23,10 +25,9 @@ from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
 __all__ = [
-    "bernoulli_surprise", "binary_cross_entropy", "binary_cross_entropy_with_logits",
-    "cross_entropy", "cross_entropy_loss", "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss",
-    "mse_loss", "nll_loss", "pick", "pick_backward", "poisson_nll_loss",
-    "smooth_l1_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy",
+    "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss", "mse_loss", "nll_loss",
+    "poisson_nll_loss", "smooth_l1_loss",
 ]  # fmt: skip
 
 
@@ -159,12 +160,13 @@ def _smooth(
 def _row_sums(xp: Namespace, rows: Array) -> tuple[Array, Array]:
     """Return Σ exp(row - shift) and shift: the rows' maxima, or none where that is safe anyway.
 
-    Finding and subtracting maxima costs two passes; no exponential overflows below e⁶⁰.
+    Finding and subtracting maxima costs two passes; no exponential overflows below e⁶⁰.  A device
+    is not asked: the host would have to wait for it.
     """
     none = xp.zeros(0, rows.dtype)
     if not rows.size:
         return xp.zeros(len(rows), rows.dtype), none
-    if float(rows.max()) < 60:
+    if type(rows) is numpy.ndarray and float(rows.max()) < 60:
         sums = _exponential_sums(xp, rows, none)
         if float(sums.min()) > 1e-30:
             return sums, none
@@ -252,26 +254,32 @@ def _cross_entropy_formula(
     F: Any, input: Any, target: Any, weight: Any, reduction: str, ignore_index: int,
     label_smoothing: float,
 ) -> Any:  # fmt: skip
-    logp = F.log_softmax(input, 0 if input.ndim == 1 else 1)
-    xp, x = array_namespace(input.array), input.array
-    classes = x.shape[x.ndim > 1]
-    w = None if weight is None else weight.array
-    labels, rows, valid = _row_weights(
-        xp, classes, target.array.reshape(-1), w, ignore_index, x.dtype
+    dim = 0 if input.ndim == 1 else 1
+    return _surprise(
+        F, F.log_softmax(input, dim), target, weight, reduction, ignore_index, label_smoothing
     )
-    q = xp.zeros((len(labels), classes), x.dtype)
-    q[xp.arange(len(labels)), labels] = 1 - label_smoothing if rows is None else (
-        rows * (1 - label_smoothing)
-    )  # fmt: skip
-    spread = xp.full(classes, label_smoothing / classes, x.dtype) * (1 if w is None else w)
-    q += spread if valid is None else spread * valid[:, None]
-    if x.ndim > 2:
-        q = xp.moveaxis(q.reshape(x.shape[0], *x.shape[2:], classes), -1, 1)
-    loss = -F.sum(logp * wrap(q.reshape(x.shape)), 0 if x.ndim == 1 else 1)
+
+
+def _surprise(
+    F: Any, logp: Any, target: Any, weight: Any, reduction: str, ignore_index: int,
+    label_smoothing: float = 0.0,
+) -> Any:  # fmt: skip
+    """Return the loss of log-probabilities, in operations alone."""
+    dim = 0 if logp.ndim == 1 else 1
+    classes = logp.shape[dim]
+    valid = F.ne(target, ignore_index)
+    labels = F.where(valid, target, 0)
+    rows = keep = F.to_dtype(valid, logp.array.dtype)
+    if weight is not None:
+        rows = keep * F.index(weight, [labels], (0,))
+    loss = -F.pick(logp, labels) * (rows * (1 - label_smoothing))
+    if label_smoothing:
+        shape = (classes,) if dim == 0 else (1, classes, *(1,) * (logp.ndim - 2))
+        each = logp if weight is None else logp * F.reshape(weight, shape)
+        loss = loss - keep * F.sum(each, dim) * (label_smoothing / classes)
     if reduction == "none":
         return loss
-    total = len(labels) if rows is None else float(rows.sum())
-    return F.sum(loss) / total if reduction == "mean" else F.sum(loss)
+    return F.sum(loss) / F.sum(rows) if reduction == "mean" else F.sum(loss)
 
 
 _LABELS = [0, 2, 1, 2]
@@ -421,6 +429,9 @@ def nll_loss(
         as ``cross_entropy``, for class numbers.
     """
     reduction = reduction_of("nll_loss", reduction, size_average, reduce)
+    if is_traced((input, target, weight)):
+        F = engine.tensor_functions
+        return _surprise(F, input, target, weight, reduction, ignore_index)  # type: ignore[no-any-return]
     xp, x, labels = array_namespace(input.array), input.array, target.array
     try:
         w = None if weight is None else weight.array

@@ -15,6 +15,7 @@ from typing import Any
 
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops.elementwise import add, mul, sub
@@ -140,6 +141,7 @@ def _ranks(name: str, operands: dict[str, Tensor], ranks: Sequence[int]) -> None
             recover(name, error, operands, {})
 
 
+@takes_out
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """Return the product of two matrices."""
     if input.array.ndim != 2 or mat2.array.ndim != 2:
@@ -147,6 +149,7 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
     return matmul(input, mat2)
 
 
+@takes_out
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """Return the products of two batches of matrices, pair by pair."""
     a, b = input.array.shape, mat2.array.shape
@@ -161,12 +164,14 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     return matmul(input, mat2)
 
 
+@takes_out
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """Return the product of a matrix and a vector."""
     _ranks("mv", {"input": input, "vec": vec}, (2, 1))
     return matmul(input, vec)
 
 
+@takes_out
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """Return the sum of the products of two vectors' elements."""
     operands = {"input": input, "tensor": tensor}
@@ -180,11 +185,13 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
     return matmul(input, tensor)
 
 
+@takes_out
 def vdot(input: Tensor, other: Tensor) -> Tensor:
     """Return the dot product, the first vector conjugated where it is complex."""
     return dot(input.conj() if input.is_complex() else input, other)
 
 
+@takes_out
 def inner(input: Tensor, other: Tensor) -> Tensor:
     """Return the dot products along the last dimensions; with a number, the product."""
     if not input.array.ndim or not other.array.ndim:
@@ -192,12 +199,14 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     return tensordot(input, other, ([-1], [-1]))
 
 
+@takes_out
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """Return the matrix of all products of two vectors' elements."""
     _ranks("outer", {"input": input, "vec2": vec2}, (1, 1))
     return mul(unsqueeze(input, -1), vec2)
 
 
+@takes_out
 def ger(input: Tensor, vec2: Tensor) -> Tensor:
     """Return the matrix of all products of two vectors' elements."""
     return outer(input, vec2)
@@ -213,6 +222,7 @@ def _weighted(input: Tensor, made: Tensor, beta: Number, alpha: Number) -> Tenso
     return add(made, input if beta == 1 else mul(input, beta))
 
 
+@takes_out
 def addmm(
     input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
@@ -221,6 +231,7 @@ def addmm(
     return _weighted(input, matmul(mat1, mat2), beta, alpha)
 
 
+@takes_out
 def addmv(
     input: Tensor, mat: Tensor, vec: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
@@ -228,6 +239,7 @@ def addmv(
     return _weighted(input, mv(mat, vec), beta, alpha)
 
 
+@takes_out
 def addr(
     input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
@@ -235,6 +247,7 @@ def addr(
     return _weighted(input, outer(vec1, vec2), beta, alpha)
 
 
+@takes_out
 def baddbmm(
     input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
@@ -242,6 +255,7 @@ def baddbmm(
     return _weighted(input, bmm(batch1, batch2), beta, alpha)
 
 
+@takes_out
 def addbmm(
     input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
@@ -364,6 +378,7 @@ def _broadcast_contracted(a: Tensor, b: Tensor, one: Any, two: Any) -> tuple[Ten
     return a, b
 
 
+@takes_out
 def kron(input: Tensor, other: Tensor) -> Tensor:
     """Return the Kronecker product: every element of ``input`` times the whole of ``other``."""
     a, b = input.array.shape, other.array.shape

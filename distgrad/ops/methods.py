@@ -22,7 +22,8 @@ __all__ = ["is_nonzero", "is_same_size"]
     d_input=lambda F, g, input: F.to_device(g, _device_of(input)))  # fmt: skip
 def to_device(xp: Namespace, input: Tensor, device: devices.device = devices.CPU) -> Array:
     """Return a copy on another device."""
-    return xp.array(devices.to_device(input, device), copy=True)
+    moved = devices.to_device(input, device)
+    return xp.array(input, copy=True) if moved is input else moved
 
 
 def _device_of(x: Any) -> devices.device:
@@ -63,7 +64,7 @@ def to(
     except Exception as error:
         recover("to", error, {"input": self}, {"target": target})
     out = converted(self, kind)
-    if device is not None and place != self.device:
+    if device is not None and not devices.is_on(self.array, place):
         out = to_device(out, place)
     return clone(out) if copy and out is self else out
 

@@ -220,17 +220,21 @@ def _d_rms_norm(
     """dx = r·(g·w − x̂·mean(g·w·x̂))."""
     width = math.prod(normalized_shape)
     gs, rows, rstd = _rows(xp, g, width), _rows(xp, input, width), rstd.reshape(-1, 1)
-    w = 1 if weight is None else weight.reshape(-1).astype(gs.dtype, copy=False)
+    w = None if weight is None else weight.reshape(-1).astype(gs.dtype, copy=False)
     share = xp.full((width, 1), 1 / max(width, 1), gs.dtype)
-    share *= xp.reshape(w, (-1, 1))
+    if w is not None:
+        share *= w[:, None]
     out, d_weight = xp.empty_like(rows), xp.zeros(width, gs.dtype)
     for part in xp.row_blocks(*rows.shape):
         unit = rows[part] * rstd[part]
         product = xp.multiply(gs[part], unit, out=out[part])
         d_weight += xp.matmul(xp.ones(len(product), gs.dtype), product)
         unit *= xp.matmul(product, share)
-        xp.multiply(gs[part], w, out=product)
-        product -= unit
+        if w is None:
+            xp.subtract(gs[part], unit, out=product)
+        else:
+            xp.multiply(gs[part], w, out=product)
+            product -= unit
         product *= rstd[part]
     d_input = out.reshape(input.shape).astype(input.dtype, copy=False)
     return d_input, d_weight.reshape(normalized_shape).astype(input.dtype, copy=False)

@@ -15,6 +15,7 @@ import numpy
 from distgrad.autograd.declare import as_method
 from distgrad.autograd.inplace import assign, in_place, refuse_leaf
 from distgrad.autograd.mode import mode
+from distgrad.autograd.traced import Traced, is_traced
 from distgrad.backend import random as _random
 from distgrad.backend.device import array_namespace, device_of, to_device
 from distgrad.backend.dtype import as_numpy, from_numpy, iinfo, int64
@@ -239,6 +240,8 @@ def normal(
     xp, place = array_namespace(tensors[0].array), device_of(tensors[0].array)
     shape = xp.broadcast_shapes(*(t.array.shape for t in tensors))
     out = to_device(source.normal(shape, tensors[0].array.dtype), place)
+    if isinstance(out, Traced) or is_traced(tensors):
+        return add(mul(wrap(out), std), mean)
     out *= std.array if isinstance(std, Tensor) else std
     out += mean.array if isinstance(mean, Tensor) else mean
     return wrap(out)
@@ -246,7 +249,7 @@ def normal(
 
 def _check_std(std: Tensor | float) -> None:
     if isinstance(std, Tensor):
-        if not bool((std.array >= 0).all()):
+        if not isinstance(std.array, Traced) and not bool((std.array >= 0).all()):
             raise ShapeError(
                 f"normal(std: {std._brief()}): normal expects all elements of std >= 0.0"
             )
@@ -262,7 +265,8 @@ def bernoulli(
     Args:
         p: one probability for all places, instead of those in ``input``.
     """
-    array, source = checked("bernoulli", input).array, generator or current_generator()
+    array: Any = checked("bernoulli", input).array
+    source = generator or current_generator()
     if p is not None:
         drawn = source.bernoulli(array.shape, _probability("bernoulli", input, p))
     else:
@@ -271,6 +275,9 @@ def bernoulli(
                 f"bernoulli({input._brief()}): not implemented for {array.dtype}; "
                 "probabilities are floats, or pass p"
             )
+        if isinstance(array, Traced):
+            sampled: Any = source.bernoulli_of(array)  # type: ignore[arg-type]
+            return wrap(sampled.astype(array.dtype))
         if not bool(((array >= 0) & (array <= 1)).all()):
             raise ShapeError(
                 f"bernoulli({input._brief()}): Expected p_in >= 0 && p_in <= 1 for every element"
@@ -361,7 +368,9 @@ def _fill(self: Tensor, name: str, draw: Draw, strided: Draw | None = None) -> T
     refuse_leaf(self, name)
     array = self.array
     make = draw if strided is None or array.flags.c_contiguous else strided
-    if type(array) is not numpy.ndarray:
+    if isinstance(array, Traced):
+        drawn = make(array.shape)
+    elif type(array) is not numpy.ndarray:
         drawn = to_device(make(array.shape), device_of(array))
     elif mode.grad and self.requires_grad:
         drawn = numpy.empty_like(array)

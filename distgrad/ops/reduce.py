@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import as_method, named_results, op
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import (
     Sample,
     along,
@@ -21,6 +22,7 @@ from distgrad.autograd.samples import (
     real,
     reductions,
 )
+from distgrad.autograd.traced import innermost
 from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.compare import isnan, logical_not, maximum, minimum
 from distgrad.ops.shape import dtype_of, wrap_dim
@@ -181,6 +183,7 @@ def nansum(
     return total(xp, x, axes(dim, input.ndim), keepdim, dtype and input.dtype)
 
 
+@takes_out
 def nanmean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Return the mean over ``dim`` of all that is not nan."""
     if dtype is None and input.array.dtype.kind in "biu":
@@ -244,7 +247,7 @@ def _prod_rule(F: Any, g: Any, input: Any, out: Any, dim: int | None, keepdim: b
 def has_zero(x: Any) -> bool:
     """Return True when a tensor or array holds a zero."""
     array = x.array if isinstance(x, Tensor) else x
-    return bool((array == 0).any())
+    return bool((innermost(array) == 0).any())
 
 
 def product_before(F: Any, x: Any, dim: int) -> Any:
@@ -344,7 +347,8 @@ def _spread_options(dim: Any, unbiased: bool | None, correction: float | None) -
     return dim, correction
 
 
-def var(  # type: ignore[no-redef]
+@takes_out  # type: ignore[no-redef]
+def var(
     input: Tensor,
     dim: Dim = None,
     unbiased: bool | None = None,
@@ -361,7 +365,8 @@ def var(  # type: ignore[no-redef]
     return _var_op(input, *_spread_options(dim, unbiased, correction), keepdim)
 
 
-def std(  # type: ignore[no-redef]
+@takes_out  # type: ignore[no-redef]
+def std(
     input: Tensor,
     dim: Dim = None,
     unbiased: bool | None = None,
@@ -376,6 +381,7 @@ def std(  # type: ignore[no-redef]
     return _std_op(input, *_spread_options(dim, unbiased, correction), keepdim)
 
 
+@takes_out
 def var_mean(
     input: Tensor,
     dim: Dim = None,
@@ -389,6 +395,7 @@ def var_mean(
     return _var_op(input, dims, correction, keepdim), mean(input, dims, keepdim)
 
 
+@takes_out
 def std_mean(
     input: Tensor,
     dim: Dim = None,
@@ -445,6 +452,7 @@ def amin(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
 _aminmax_result = named_results("aminmax", ["min", "max"])
 
 
+@takes_out
 def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
     """Return the smallest and the largest elements, as a named tuple ``(min, max)``."""
     dims: Dim = () if dim is None else dim
@@ -526,9 +534,8 @@ def min(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[
 _max_op, _min_op = max, min
 
 
-def max(  # type: ignore[no-redef]
-    input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False
-) -> Any:
+@takes_out  # type: ignore[no-redef]
+def max(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Any:
     """Return the largest element; along ``dim`` a named tuple ``(values, indices)``.
 
     With a tensor as second argument, return the larger element of each pair, as ``maximum``.
@@ -550,9 +557,8 @@ def max(  # type: ignore[no-redef]
     return _max_op(input, dim, keepdim)
 
 
-def min(  # type: ignore[no-redef]
-    input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False
-) -> Any:
+@takes_out  # type: ignore[no-redef]
+def min(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Any:
     """Return the smallest element; along ``dim`` a named tuple ``(values, indices)``.
 
     With a tensor as second argument, return the smaller element of each pair, as ``minimum``.

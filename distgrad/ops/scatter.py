@@ -8,6 +8,7 @@ import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import Spec, case, distinct, given, integers, positive, real
 from distgrad.errors import ArgumentError, DtypeError, ShapeError
 from distgrad.ops.shape import expand, reshape, wrap_dim
@@ -304,7 +305,8 @@ def scatter_extreme(
     places = _places(xp, index, place)
     if not include_self:
         flat[places] = start
-    ufunc.at(flat, places, _corner(xp.reshape(src, -1) if not out.ndim else src, index.shape))
+    values = _corner(xp.reshape(src, -1) if not out.ndim else src, index.shape)
+    xp.combine_at(ufunc, flat, places, values)
     return out
 
 
@@ -364,6 +366,7 @@ def _counts(input: Tensor, dim: int, index: Tensor, include_self: bool) -> Tenso
 
 
 # ---------------------------------------------------------------------- along a dimension
+@takes_out
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """Return the elements that ``indices`` name along ``dim``, the other dimensions broadcast.
 

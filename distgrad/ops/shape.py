@@ -105,11 +105,18 @@ def clone(xp: Namespace, input: Tensor, *, memory_format: Any = None) -> Array:
     samples=[],
     method=False,
     node="ToCopyBackward0",
-    d_input=lambda F, g, input: F.to_dtype(g, dtype_of(input)),
+    d_input=lambda F, g, input: _cast_back(F, g, dtype_of(input)),
 )
 def to_dtype(xp: Namespace, input: Tensor, dtype: Any) -> Array:
     """Return a copy in another dtype (a ``numpy.dtype``)."""
     return xp.astype(input, dtype)
+
+
+def _cast_back(F: Any, g: Any, dtype: Any) -> Any:
+    """A real number takes the real part of a complex gradient."""
+    if dtype.kind != "c" and dtype_of(g).kind == "c":
+        g = F.real(g)
+    return F.to_dtype(g, dtype)
 
 
 def dtype_of(x: Any) -> Any:

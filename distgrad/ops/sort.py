@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, distinct, given, integers, positive, real
 from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, ShapeError
@@ -206,6 +207,7 @@ def _row_by_row(xp: Namespace, rows: Any, values: Any, side: str) -> Any:
     return out
 
 
+@takes_out
 def bucketize(
     input: TensorLike, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
 ) -> Tensor:
@@ -378,6 +380,7 @@ def _ranks(rank: Any, interpolation: str) -> _Ranks:
     return _Ranks(one, one, numpy.zeros_like(rank))
 
 
+@takes_out
 def quantile(
     input: Tensor,
     q: Number | Tensor,
@@ -401,6 +404,7 @@ def quantile(
     return _quantile("quantile", input, q, dim, keepdim, interpolation)
 
 
+@takes_out
 def nanquantile(
     input: Tensor,
     q: Number | Tensor,
@@ -426,7 +430,7 @@ def _quantile(
         size = rows.array.shape[-1]
         if name == "nanquantile":
             xp = array_namespace(rows.array)
-            valid = numpy.asarray((~xp.isnan(rows.array)).sum(-1))
+            valid = xp.to_numpy((~xp.isnan(rows.array)).sum(-1))
         else:
             valid = numpy.full(rows.array.shape[:-1], size)
         rank = fractions.reshape(-1, *[1] * valid.ndim) * numpy.maximum(valid - 1, 0)

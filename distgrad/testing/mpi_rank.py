@@ -70,9 +70,7 @@ class MpiRank:
         """Report the start and end of a test."""
         self._agreed = False
         self._tell(event="begin", test=item.nodeid)
-        if self._stacks is not None:
-            every_s = min(self._grace / 2, self._limit / STACKS_PER_LIMIT)
-            faulthandler.dump_traceback_later(every_s, repeat=True, file=self._stacks)
+        self._watch()
         result = yield
         faulthandler.cancel_dump_traceback_later()
         self._tell(event="end", test=item.nodeid)
@@ -82,7 +80,12 @@ class MpiRank:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Report an outcome, and meet the other ranks before anything is torn down."""
+        """Report an outcome, and meet the other ranks before anything is torn down.
+
+        Stacks are not written meanwhile: they are read without the interpreter's lock, and a thread
+        that formats a traceback changes its frames too fast for that (seen: 1 crash in 10).
+        """
+        faulthandler.cancel_dump_traceback_later()
         report = yield
         if report.when == "call" or report.outcome != "passed":
             self._tell(
@@ -94,11 +97,18 @@ class MpiRank:
             )
         if report.failed and self._folder is None:  # at once, as the job may be ended
             self._print(f"{item.nodeid}\n{_text(report)}")
+        self._watch()
         last = report.when == "call" or (report.when == "setup" and report.outcome != "passed")
         if last and not self._agreed:
             self._agreed = True
             self._agree(report.failed, item.nodeid)
         return report
+
+    def _watch(self) -> None:
+        """Write down now and then where this rank is."""
+        if self._stacks is not None:
+            every_s = min(self._grace / 2, self._limit / STACKS_PER_LIMIT)
+            faulthandler.dump_traceback_later(every_s, repeat=True, file=self._stacks)
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """End the job if this rank stops early, on an error at collection for one."""

@@ -1,7 +1,8 @@
 """The check of operations from their samples: every declaration, every derivative, one test each.
 
 Forward against PyTorch (where it is installed), gradients against finite differences, gradients on
-tensors against gradients on arrays, second derivatives and forward mode against differences.
+tensors against gradients on arrays, second derivatives and forward mode against differences; and
+the same results on another device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from distgrad.autograd.declare import Operation, table
 from distgrad.autograd.forward_ad import jvp_arrays
 from distgrad.autograd.graph import edge_of
 from distgrad.autograd.samples import Sample, Spec
+from distgrad.backend.device import CPU, device, device_of, to_device
 from distgrad.tensor import Tensor, wrap
 
 STEP = 1e-6
@@ -280,3 +282,46 @@ def check_float32(name: str, index: int) -> bool:
     for g in _gradients(case, tensors, weights, create_graph=False):
         assert g is None or g.dtype == np.float32, (name, g.dtype)
     return True
+
+
+def check_device(name: str, index: int, place: device, dtype: Any = np.float64) -> None:
+    """Compare outputs and gradients, on arrays and on tensors, on ``place`` with the host's."""
+    case = Case(name, index, dtype)
+    moved = [_moved_to(place, a) for a in case.arrays]
+    rtol, atol = (1e-9, 1e-12) if dtype == np.float64 else (1e-4, 1e-5)
+    pairs = zip(_results(case, case.arrays), _results(case, moved), strict=True)
+    for (what, want), (_, got) in pairs:
+        assert (got is None) == (want is None), f"{name}: {what}"
+        if got is None:
+            continue
+        if name != "to_device":  # it brings its operand to the host
+            assert device_of(got) == place, f"{name}: {what} is on {device_of(got)}"
+        assert got.dtype == want.dtype, f"{name}: {what}: {got.dtype}, on the host {want.dtype}"
+        _close(to_device(got, CPU), want, f"{name}: {what}", rtol, atol)
+
+
+def _moved_to(place: device, a: Any) -> Any:
+    if isinstance(a, list):
+        return [_moved_to(place, x) for x in a]
+    return None if a is None else to_device(a, place)
+
+
+def _results(case: Case, arrays: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Return outputs and both kinds of gradients by name."""
+    outs = case.call(case.tensors(arrays))
+    shown = [True] * len(outs)
+    if case.op.formula and case.op.outputs:  # the rest is kept for backward, and as it likes
+        shown = list(case.op.outputs.values())
+    yield from ((f"output {i}", o.array) for i, o in enumerate(outs) if shown[i])
+    rng = np.random.default_rng(7)
+    weights = [
+        to_device(rng.standard_normal(o.array.shape).astype(o.array.dtype), o.device)
+        for o in outs
+        if o.requires_grad
+    ]
+    raw = _gradients(case, case.tensors(arrays), weights, create_graph=False)
+    yield from ((f"gradient {i}", g) for i, g in enumerate(raw))
+    graph = _gradients(case, case.tensors(arrays), [wrap(w) for w in weights], create_graph=True)
+    yield from (
+        (f"gradient {i} on tensors", None if g is None else g.array) for i, g in enumerate(graph)
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import distgrad.autograd.functional
+import distgrad.autograd.gradients
 import distgrad.ops  # noqa: F401  (attaches the methods)
 from distgrad.tensor import Tensor
 
@@ -31,7 +31,7 @@ from typing import Any, overload
 
 import numpy
 
-import distgrad.autograd.graph
+import distgrad.autograd.node
 import distgrad.backend.device
 import distgrad.backend.dtype
 from distgrad.typing import Array, Dim, Number, Shape, TensorLike
@@ -46,7 +46,7 @@ _KNOWN = {
                       "None", "numpy")},
     **{n: f"builtins.{n}" for n in ("bool", "complex", "dict", "float", "int", "list", "object",
                                     "set", "slice", "str", "tuple", "type")},
-    "Removable": "distgrad.autograd.graph.Removable",
+    "Removable": "distgrad.autograd.node.Removable",
     "Namespace": "Any",
 }  # fmt: skip
 _DTYPE, _DEVICE = "distgrad.backend.dtype.dtype", "distgrad.backend.device.device"
@@ -220,6 +220,8 @@ def _result(name: str, function: Callable[..., Any]) -> str:
 def _parameters(function: Callable[..., Any]) -> str:
     parts, starred = ["self"], False
     for q in list(inspect.signature(function).parameters.values())[1:]:
+        if q.name == "out":
+            continue  # of functions only
         if q.kind is q.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True

@@ -1,5 +1,6 @@
-"""Saving and loading."""
+"""Saving and loading, and activation checkpointing."""
 
+from distgrad.utils import checkpoint
 from distgrad.utils.serialization import load, load_file, save, save_file
 
-__all__ = ["load", "load_file", "save", "save_file"]
+__all__ = ["checkpoint", "load", "load_file", "save", "save_file"]

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from distgrad.autograd.mode import mode
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.distributed import get_group, init_process_group, is_initialized, local_group
 from distgrad.distributed.env import world_from_env
 from distgrad.distributed.group import ProcessGroup
@@ -104,10 +106,9 @@ class DistributedDataParallel(Module):
         channel = self.process_group.channel("control")
         for buffer in self.module.buffers():
             array = buffer.array
-            xp = array_namespace(array)
-            host = xp.ascontiguousarray(xp.to_numpy(array))
-            channel.broadcast(host.reshape(array.shape))
-            array[...] = xp.asarray(host).reshape(array.shape)
+            host = np.ascontiguousarray(to_device(array, CPU)).reshape(array.shape)
+            channel.broadcast(host)
+            array[...] = to_device(host, device_of(array))
 
 
 def _default_group() -> ProcessGroup:

@@ -1,0 +1,338 @@
+"""``backward`` and ``grad``, and the methods of Tensor that belong to autograd."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distgrad.autograd import engine
+from distgrad.autograd.graph import GradientEdge, engine_edge
+from distgrad.autograd.mode import mode
+from distgrad.autograd.node import Removable, edge_of, post_hook
+from distgrad.autograd.traced import is_traced
+from distgrad.backend.device import array_namespace
+from distgrad.errors import ArgumentError, ArgumentTypeError, DtypeError, GradError, ShapeError
+from distgrad.tensor import Tensor, wrap
+
+Grads = Tensor | Sequence[Tensor | None] | None
+
+
+def backward(
+    tensors: Tensor | GradientEdge | Sequence[Tensor | GradientEdge],
+    grad_tensors: Grads = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    grad_variables: Grads = None,
+    inputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge] | None = None,
+) -> None:
+    """Accumulate the gradients of ``tensors`` into the leaves' ``grad``.
+
+    Args:
+        tensors: what to differentiate.
+        grad_tensors: the gradient of each; may be left out for scalars (then 1).
+        retain_graph: keep saved values for another backward (default: as ``create_graph``).
+        create_graph: record the gradients, so that they can be differentiated again.
+        grad_variables: old name of ``grad_tensors``.
+        inputs: accumulate into these tensors only.
+
+    Raises:
+        GradError: nothing requires grad, the graph is freed, or a gradient is missing.
+        ShapeError: a gradient's shape differs from its tensor's.
+
+    Example:
+        >>> import distgrad as dg
+        >>> x = dg.tensor([1.0, 2.0], requires_grad=True)
+        >>> backward((x * x).sum())
+        >>> x.grad
+        tensor([2., 4.])
+    """
+    keep = create_graph if retain_graph is None else retain_graph
+    create_graph = create_graph or is_traced(_tuple(tensors))  # traced: rules run on tensors
+    if grad_variables is not None:
+        warnings.warn(
+            "`grad_variables` is deprecated. Use `grad_tensors` instead.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        if grad_tensors is not None:
+            raise GradError(
+                "backward(): `grad_tensors` and `grad_variables` (deprecated) arguments both "
+                "passed to `backward()`. Please only use `grad_tensors`."
+            )
+        grad_tensors = grad_variables
+    roots = _roots("backward", _tuple(tensors), grad_tensors, create_graph)
+    wanted = None
+    if inputs is not None:
+        wanted = _tuple(inputs)
+        if not wanted:
+            raise GradError("backward(inputs=()): inputs cannot be empty; leave it out for all")
+        wanted = tuple(_wanted_edge("backward", i, t) for i, t in enumerate(wanted))
+    keep = create_graph if retain_graph is None else retain_graph
+    found = engine.run(
+        roots, create_graph=create_graph, keep_graph=keep, inputs=wanted, accumulate=True
+    )
+    for tensor, g in zip(_tuple(inputs) if inputs is not None else (), found, strict=False):
+        g = engine.conjugated(g)
+        if g is not None and isinstance(tensor, Tensor) and not tensor.is_leaf:
+            grad = g if isinstance(g, Tensor) else wrap(array_namespace(g).array(g))
+            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+
+
+def grad(
+    outputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge],
+    inputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge] | dict[str, Tensor],
+    grad_outputs: Grads = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> Any:
+    """Return the gradients of the sum of ``outputs`` with respect to ``inputs``.
+
+    Args:
+        outputs: what to differentiate; tensors or gradient edges.
+        inputs: with respect to what; leaves or not, or gradient edges; a dict gives a dict.
+        grad_outputs: the gradient of each output; may be left out for scalars.
+        retain_graph: keep saved values (default: as ``create_graph``).
+        create_graph: record the gradients for higher derivatives.
+        only_inputs: True; nothing else is accumulated ever.
+        allow_unused: give None for an input that has no part in the outputs, instead of an error.
+        is_grads_batched: the first dimension of ``grad_outputs`` counts vectors; the gradients
+            get the same first dimension.
+        materialize_grads: give zeros instead of None.
+
+    Example:
+        >>> import distgrad as dg
+        >>> x = dg.tensor(3.0, requires_grad=True)
+        >>> (first,) = grad(x**3, x, create_graph=True)
+        >>> grad(first, x)
+        (tensor(18.),)
+    """
+    if not only_inputs:
+        warnings.warn(
+            "only_inputs argument is deprecated and is ignored now (defaults to True). To "
+            "accumulate gradient for other parts of the graph, please use backward().",
+            FutureWarning,
+            stacklevel=2,
+        )
+    if isinstance(inputs, dict):
+        found = grad(outputs, list(inputs.values()), grad_outputs, retain_graph, create_graph,
+                     True, allow_unused, is_grads_batched, materialize_grads)  # fmt: skip
+        return dict(zip(inputs, found, strict=True))
+    wanted, keep = _tuple(inputs), create_graph if retain_graph is None else retain_graph
+    edges = [_wanted_edge("grad", i, t) for i, t in enumerate(wanted)]
+    if allow_unused is False and materialize_grads:
+        raise ArgumentError(
+            "grad(): Expected allow_unused to be True or not passed when materialize_grads=True, "
+            "but got: allow_unused=False."
+        )
+    create_graph = create_graph or is_traced(_tuple(outputs))  # traced: rules run on tensors
+    if is_grads_batched:
+        found = _batched(_tuple(outputs), edges, grad_outputs, keep, create_graph)
+    else:
+        roots = _roots("grad", _tuple(outputs), grad_outputs, create_graph)
+        found = _run(roots, edges, keep, create_graph)
+    return tuple(
+        _result(place, g, tensor, allow_unused, materialize_grads)
+        for place, (g, tensor) in enumerate(zip(found, wanted, strict=True))
+    )
+
+
+def _run(roots: Any, edges: list[Any], keep: bool, create_graph: bool) -> list[Any]:
+    return engine.run(
+        roots, create_graph=create_graph, keep_graph=keep, inputs=edges, accumulate=False
+    )
+
+
+def _batched(
+    outputs: tuple[Any, ...], edges: list[Any], grads: Grads, keep: bool, create_graph: bool
+) -> list[Any]:
+    """Return the gradients for each vector in turn, stacked."""
+    given = _tuple(grads) if grads is not None else ()
+    sizes = {len(g) for g in given if g is not None}
+    if len(given) != len(outputs) or len(sizes) != 1:
+        raise GradError(
+            f"grad(is_grads_batched=True): got {len(outputs)} tensors and {len(given)} gradients "
+            f"of lengths {sorted(sizes)}; give one batch of gradients of one length for each"
+        )
+    rows = []
+    (count,) = sizes
+    for i in range(count):
+        row = [None if g is None else g[i] for g in given]
+        last = i == count - 1
+        roots = _roots("grad", outputs, row, create_graph)
+        rows.append(_run(roots, edges, keep or not last, create_graph))
+    stack = engine.tensor_functions.stack  # type: ignore[attr-defined]
+    found = []
+    for column in zip(*rows, strict=True):
+        parts = [g if isinstance(g, Tensor) else wrap(_asarray(g)) for g in column if g is not None]
+        found.append(stack(parts, 0) if parts else None)
+    return found
+
+
+def _result(
+    place: int, g: Any, tensor: Any, allow_unused: bool | None, materialize_grads: bool
+) -> Any:
+    if g is None and materialize_grads:
+        return wrap(array_namespace(tensor.array).zeros_like(tensor.array))
+    if g is None and not allow_unused:
+        brief = tensor._brief() if isinstance(tensor, Tensor) else repr(tensor)
+        raise GradError(
+            f"grad(inputs[{place}]: {brief}): One of the differentiated Tensors "
+            "appears to not have been used in the graph. Set allow_unused=True if this is the "
+            "desired behavior"
+        )
+    g = engine.conjugated(g)
+    return g if g is None or isinstance(g, Tensor) else wrap(_asarray(g))
+
+
+def _asarray(g: Any) -> Any:
+    return array_namespace(g).asarray(g)
+
+
+def _tuple(tensors: Any) -> tuple[Any, ...]:
+    return (tensors,) if isinstance(tensors, Tensor | GradientEdge) else tuple(tensors)
+
+
+def _wanted_edge(name: str, place: int, tensor: Any) -> Any:
+    if isinstance(tensor, GradientEdge):
+        return engine_edge(tensor)
+    if not isinstance(tensor, Tensor):
+        raise ArgumentTypeError(f"{name}(inputs[{place}]): takes Tensors, not {type(tensor)}")
+    if not tensor.requires_grad:
+        raise GradError(
+            f"{name}(inputs[{place}]: {tensor._brief()}): One of the differentiated Tensors does "
+            "not require grad; call requires_grad_() on it before computing the outputs"
+        )
+    return edge_of(tensor)
+
+
+def _roots(
+    name: str, outputs: tuple[Tensor, ...], grads: Grads, create_graph: bool
+) -> list[tuple[Any, Any]]:
+    if isinstance(grads, Tensor) or grads is None:
+        grads = (grads,) * len(outputs) if grads is None else (grads,)
+    if len(grads) != len(outputs):
+        raise GradError(
+            f"{name}(): got {len(outputs)} tensors and {len(grads)} gradients; give one for each"
+        )
+    roots = []
+    for place, (out, g) in enumerate(zip(outputs, grads, strict=True)):
+        if isinstance(out, GradientEdge):
+            roots.append((engine_edge(out), _edge_gradient(name, out, g, create_graph)))
+            continue
+        edge = edge_of(out)
+        if edge is None:
+            raise GradError(
+                f"{name}({out._brief()}): element {place} of tensors does not require grad and "
+                "does not have a grad_fn; does any input have requires_grad=True, and was it "
+                "computed outside no_grad?"
+            )
+        g = _root_gradient(name, out, g)
+        roots.append((edge, engine.conjugated(g if create_graph else g.array)))
+    return roots
+
+
+def _edge_gradient(name: str, edge: Any, g: Any, create_graph: bool) -> Any:
+    if g is None:
+        raise GradError(
+            f"{name}({edge!r}): grad can be implicitly created only for tensors; give the gradient "
+            "of the edge"
+        )
+    return g if create_graph else g.array
+
+
+def _root_gradient(name: str, out: Tensor, g: Tensor | None) -> Tensor:
+    if g is None:
+        if out.array.size != 1:
+            raise GradError(
+                f"{name}({out._brief()}): grad can be implicitly created only for scalar outputs; "
+                "reduce the tensor first (.sum(), .mean()) or give its gradient"
+            )
+        if out.array.dtype.kind not in "fV":
+            raise DtypeError(
+                f"{name}({out._brief()}): grad can be implicitly created only for real scalar "
+                "outputs; give the gradient"
+            )
+        return wrap(array_namespace(out.array).ones(out.array.shape, out.array.dtype))
+    if g.array.shape != out.array.shape:
+        raise ShapeError(
+            f"{name}({out._brief()}, gradient: {g._brief()}): Mismatch in shape: the gradient must "
+            f"have the tensor's shape {list(out.array.shape)}"
+        )
+    return g
+
+
+# ---------------------------------------------------------------------- methods of Tensor
+def _backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+) -> None:
+    """Accumulate the gradient of this tensor into the leaves; see ``autograd.backward``."""
+    backward(self, gradient, retain_graph, create_graph, inputs=inputs)
+
+
+def _register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Removable:
+    """Call ``hook(grad)`` whenever this tensor's gradient is known; it may return another."""
+    if not self.requires_grad:
+        raise GradError(
+            f"register_hook({self._brief()}): cannot register a hook on a tensor that doesn't "
+            "require gradient; call requires_grad_() first"
+        )
+    holder = self if self._node is None else self._node
+    if holder._hooks is None:
+        holder._hooks = {}
+    return Removable(holder._hooks, hook)
+
+
+def _retain_grad(self: Tensor) -> None:
+    """Keep this non-leaf tensor's gradient in ``grad``."""
+    if not self.requires_grad:
+        raise GradError(f"retain_grad({self._brief()}): can't retain_grad on Tensor that has "
+                        "requires_grad=False; call requires_grad_() first")  # fmt: skip
+    if self._node is None or self._retains:
+        return
+    self._retains = True
+    me = weakref.ref(self)
+
+    def keep(g: Tensor) -> None:
+        tensor = me()
+        if tensor is not None:
+            copy = g if mode.grad else wrap(g.array.copy())
+            tensor.grad = copy if tensor.grad is None else tensor.grad + copy
+
+    if self._node._hooks is None:
+        self._node._hooks = {}
+    self._node._retain = keep
+
+
+def _register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> Removable:
+    """Call ``hook(tensor)`` once per backward, after this leaf's ``grad`` is complete."""
+    if self._node is not None or not self.requires_grad:
+        raise GradError(
+            f"register_post_accumulate_grad_hook({self._brief()}): post accumulate grad hooks "
+            "cannot be registered on non-leaf tensors or tensors that do not require grad"
+        )
+    return post_hook(self, hook)
+
+
+def _is_view(self: Tensor) -> bool:
+    """Return True when this tensor was made as a view of another."""
+    return self._base is not None or "_custom_view" in self.__dict__
+
+
+setattr(Tensor, "_is_view", _is_view)  # noqa: B010
+for _method in (
+    _backward,
+    _register_hook,
+    _retain_grad,
+    _register_post_accumulate_grad_hook,
+):
+    setattr(Tensor, _method.__name__.lstrip("_"), _method)

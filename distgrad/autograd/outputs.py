@@ -1,0 +1,110 @@
+"""``out=``: results written into tensors that the caller brings.
+
+The wrapper of an operation tests ``out is not None`` and comes here, so nobody else pays for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+from distgrad.autograd.mode import mode, no_grad
+from distgrad.backend.dtype import can_cast
+from distgrad.errors import ArgumentTypeError, DtypeError, GradError
+from distgrad.tensor import Tensor, shared_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_out(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a plain function of operations the keyword ``out``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, out: Any = None, **options: Any) -> Any:
+        if out is None:
+            return function(*args, **options)
+        return into(out, function.__name__, function, args, options)
+
+    return call
+
+
+def into(
+    out: Any,
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """Write ``function(*args, **options)`` into ``out`` (a tensor, or one per output); return it.
+
+    A tensor of another shape is resized, with a warning unless it is empty; one of another dtype
+    takes the result if PyTorch's rules let it be cast.
+
+    Raises:
+        GradError: something here requires grad while operations are recorded.
+        DtypeError: the result cannot be cast to the dtype of ``out``.
+    """
+    targets = [out] if isinstance(out, Tensor) else out
+    if not isinstance(targets, list | tuple) or not all(isinstance(t, Tensor) for t in targets):
+        raise ArgumentTypeError(
+            f"{name}(): argument 'out' must be Tensor, not {type(out).__name__}"
+        )
+    if mode.grad and any(t.requires_grad for t in _tensors([*args, *options.values(), *targets])):
+        raise GradError(
+            f"{name}(): functions with out=... arguments don't support automatic differentiation, "
+            "but one of the arguments requires grad; use dg.no_grad(), or leave out= away"
+        )
+    with no_grad():
+        found = function(*args, **options)
+    results = [found] if isinstance(found, Tensor) else list(found)
+    if len(results) != len(targets):
+        raise ArgumentTypeError(
+            f"{name}(): expected a sequence of {len(results)} tensors for 'out', but got "
+            f"{len(targets)}"
+        )
+    for target, result in zip(targets, results, strict=True):
+        _check_dtype(name, target, result)
+    for target, result in zip(targets, results, strict=True):
+        _write(target, result)
+    return out if isinstance(out, Tensor) else _like(found, targets)
+
+
+def _like(found: Any, targets: Any) -> Any:
+    kind = type(found)
+    return kind(*targets) if hasattr(found, "_fields") else tuple(targets)
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _check_dtype(name: str, target: Tensor, result: Tensor) -> None:
+    if target.array.dtype != result.array.dtype and not can_cast(result.dtype, target.dtype):
+        raise DtypeError(
+            f"{name}(out: {target._brief()}): result type {result.array.dtype} can't be cast to "
+            f"the desired output type {target.array.dtype}; give an out of the result's dtype"
+        )
+
+
+def _write(target: Tensor, result: Tensor) -> None:
+    if target.array.shape != result.array.shape:
+        if target.array.size:
+            warnings.warn(
+                "An output with one or more elements was resized since it had shape "
+                f"{list(target.shape)}, which does not match the required output shape "
+                f"{list(result.shape)}. This behavior is deprecated, and in a future release "
+                "outputs will not be resized unless they have zero elements. Pass an out of the "
+                "right shape, or an empty one.",
+                stacklevel=4,
+            )
+        target.array = result.array.astype(target.array.dtype)
+    else:
+        target.array[...] = result.array
+    shared_of(target).bump()

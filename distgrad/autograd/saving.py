@@ -1,0 +1,261 @@
+"""What is done to values when a node saves them: nothing, until a tool asks for it.
+
+Note [Tools cost nothing when off]
+    The source of every operation makes its node with the global ``_new_node``.  Only while saved
+    tensor hooks or anomaly mode are on somewhere, that global is ``_observed`` in all operations.
+    Nodes made then, in a thread that asked, are of a subclass whose ``saved`` packs and unpacks;
+    what is really kept is in ``_held`` for all nodes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from distgrad.autograd.mode import mode
+from distgrad.autograd.node import Node, Slot, attached
+from distgrad.errors import ArgumentTypeError, GradError
+from distgrad.tensor import Tensor, wrap
+
+Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
+
+class _Local(threading.local):
+    """The hooks of one thread, innermost last, and why they are forbidden, if they are."""
+
+    def __init__(self) -> None:
+        self.hooks: list[Hooks] = []
+        self.forbidden: str | None = None
+
+
+class _Switch:
+    """How many tools are on, in all threads."""
+
+    users = 0
+    at_birth: Callable[[Node], None] | None = None  # anomaly mode notes where a node was made
+    before_write: Callable[[Tensor], None] | None = None  # saves values that are about to change
+
+
+local = _Local()
+switch = _Switch()
+_lock = threading.Lock()
+_recorders: list[dict[str, Any]] = []  # the globals of all operations
+
+
+def register(names: dict[str, Any]) -> None:
+    """Give the globals of an operation their ``_new_node``, now and whenever it changes."""
+    with _lock:
+        _recorders.append(names)
+        names["_new_node"] = _observed if switch.users else object.__new__
+
+
+def observe(change: int) -> None:
+    """Count a tool that is turned on (1) or off (-1)."""
+    with _lock:
+        before = switch.users
+        switch.users += change
+        if bool(before) != bool(switch.users):
+            make = _observed if switch.users else object.__new__
+            for names in _recorders:
+                names["_new_node"] = make
+
+
+def _observed(kind: type[Node]) -> Node:
+    node = object.__new__(packing(kind) if local.hooks else kind)
+    if switch.at_birth is not None:
+        switch.at_birth(node)
+    return node
+
+
+def push(hooks: Hooks) -> None:
+    """Make ``hooks`` the innermost of this thread."""
+    if local.forbidden is not None:
+        raise GradError(local.forbidden)
+    local.hooks.append(hooks)
+    observe(1)
+
+
+def pop() -> None:
+    """Take the innermost hooks of this thread away."""
+    local.hooks.pop()
+    observe(-1)
+
+
+# ---------------------------------------------------------------------- packed values
+class Packed:
+    """What a pack hook returned for one tensor, and all that is needed to put it in place again."""
+
+    __slots__ = ("edge", "packed", "raw", "requires_grad", "unpack")
+
+    def __init__(self, tensor: Tensor, hooks: Hooks, edge: Any, raw: bool = False) -> None:
+        """Pack ``tensor``, whose gradient goes to ``edge``; ``raw``: the array is wanted back."""
+        self.edge, self.raw, self.requires_grad = edge, raw, tensor.requires_grad
+        pack, self.unpack = hooks
+        before, version = mode.grad, tensor._version
+        mode.grad = False
+        try:
+            self.packed = pack(tensor)
+        finally:
+            mode.grad = before
+        if tensor._version != version:
+            raise GradError(_PACK_CHANGES)
+
+    def tensor(self) -> Tensor:
+        """Return the unpacked tensor, connected as the saved one was."""
+        data = self.unpack(self.packed)
+        if not isinstance(data, Tensor):
+            raise ArgumentTypeError(
+                "Output of saved tensor unpack_hook expected to be a Tensor but got result of type "
+                f"{type(data).__name__}; return a tensor from the hook"
+            )
+        if data is self.edge:
+            out: Tensor = data
+            return out
+        out = wrap(data.array)
+        if self.requires_grad:
+            out.requires_grad, out._node = (
+                True,
+                (through(self.edge) if self.edge._leaf else self.edge),
+            )
+        return out
+
+
+_PACK_CHANGES = (
+    "A saved tensor pack hook is modifying its input in place. Tensors provided as input to pack "
+    "hook cannot be modified by in-place operations as this can lead to unexpected side-effects; "
+    "change a clone() instead"
+)
+
+
+class AliasBackward0(Node):
+    """Stands before an edge, for a tensor that is not the one of the edge itself."""
+
+    __slots__ = ()
+
+    def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
+        """Return the gradient as it is."""
+        return (g,)
+
+    pull_graph = pull
+
+
+def through(edge: Any) -> Node:
+    """Return a node that hands its gradient on to ``edge``."""
+    node = AliasBackward0()
+    node._edges, node._shape, node.clock, node.saved = (edge,), edge._shape, 0, ()
+    return node
+
+
+def _pack_all(node: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the saved values of an operation's node with its tensors packed."""
+    op = getattr(node, "op", None)
+    if op is None or not local.hooks:
+        return values
+    hooks = local.hooks[-1]
+    return tuple([_pack_one(node, op, n, v, hooks) for n, v in zip(op.plan.kept, values)])  # noqa: B905  (of one length, by construction)
+
+
+def _pack_one(node: Any, op: Any, name: str, value: Any, hooks: Hooks) -> Any:
+    if isinstance(value, Tensor):
+        return Packed(value, hooks, value._node or value)
+    if name == "out" or name in (op.outputs or ()):
+        if value is None:
+            return None
+        edge = output_edge(node, op, name, value)
+        return Packed(wrap(value) if edge is None else attached(value, edge), hooks, edge, True)
+    if isinstance(value, tuple) and any(isinstance(v, Tensor) for v in value):
+        return tuple([_pack_one(node, op, "", v, hooks) for v in value])
+    return value
+
+
+def output_edge(node: Node, op: Any, name: str, array: Any) -> Any:
+    """Return where the gradient of the output ``name`` of ``node`` goes; None: nowhere."""
+    if name == "out":
+        return node
+    places = [n for n, differentiable in op.outputs.items() if differentiable]
+    if name not in places:
+        return None
+    return node if len(places) == 1 else Slot(node, places.index(name), array)
+
+
+def unpack(value: Any) -> Any:
+    """Return a saved value as it was before packing."""
+    if type(value) is Packed:
+        tensor = value.tensor()
+        return tensor.array if value.raw else tensor
+    if type(value) is tuple and any(type(v) is Packed for v in value):
+        return tuple([unpack(v) for v in value])
+    return value
+
+
+class _Packing:
+    """Mixed into the class of a node: what is saved goes through the hooks."""
+
+    __slots__ = ()
+    _held: Any
+
+    @property
+    def saved(self) -> tuple[Any, ...] | None:
+        """The saved values, unpacked."""
+        return None if self._held is None else tuple([unpack(v) for v in self._held])
+
+    @saved.setter
+    def saved(self, values: tuple[Any, ...] | None) -> None:
+        self._held = None if values is None else _pack_all(self, values)
+
+    @property
+    def changed_at(self) -> int:
+        """Never: what was packed is not what may be changed."""
+        return -1
+
+    @changed_at.setter
+    def changed_at(self, time: int) -> None:
+        pass
+
+
+_classes: dict[type[Node], type[Node]] = {}
+
+
+def packing(kind: type[Node]) -> type[Node]:
+    """Return the subclass of ``kind`` whose saved values go through hooks."""
+    found = _classes.get(kind)
+    if found is None:
+        body = {"__slots__": (), "__module__": kind.__module__}
+        found = _classes[kind] = type(kind.__name__, (_Packing, kind), body)
+        _classes[found] = found
+    return found
+
+
+class SavedTensor:
+    """One saved tensor of a node, as ``node._raw_saved_<name>`` gives it."""
+
+    __slots__ = ("_name", "_node", "_place")
+
+    def __init__(self, node: Node, name: str, place: int) -> None:
+        """Stand for the saved value ``name``, number ``place``, of ``node``."""
+        self._node, self._name, self._place = node, name, place
+
+    @property
+    def data(self) -> Any:
+        """The saved tensor as it was before packing."""
+        return getattr(self._node, f"_saved_{self._name}")
+
+    def register_hooks(self, pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
+        """Pack the saved tensor now with ``pack``; ``unpack`` gives it back in backward."""
+        node: Any = self._node
+        held = node._held
+        value = None if held is None else held[self._place]
+        if type(value) is Packed:
+            raise GradError(
+                "register_hooks(): Calling register_hooks on a saved tensor whose hooks have "
+                "already been set. Hint: only one pair of hooks is allowed at a time."
+            )
+        if value is None:
+            raise GradError(
+                "register_hooks(): Calling register_hooks on a saved tensor with value None is "
+                "forbidden; it was freed, or not needed"
+            )
+        packed = _pack_one(node, node.op, self._name, value, (pack, unpack))
+        node.__class__ = packing(type(node))
+        node._held = (*held[: self._place], packed, *held[self._place + 1 :])

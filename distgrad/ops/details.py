@@ -1,0 +1,149 @@
+"""Questions about tensors, and small functions of memory and indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy
+
+from distgrad.autograd.declare import as_method, recover
+from distgrad.autograd.inplace import assign, refuse_leaf
+from distgrad.backend.device import CPU, to_device
+from distgrad.errors import ArgumentError, ShapeError
+from distgrad.ops.complex import complex as complex_
+from distgrad.ops.join import stack
+from distgrad.ops.scatter import scatter_reduce
+from distgrad.ops.shape import clone, expand, narrow, reshape, wrap_dim
+from distgrad.tensor import Tensor, wrap
+
+__all__ = [
+    "index_reduce", "is_complex", "is_floating_point", "is_signed", "is_tensor", "narrow_copy",
+    "numel", "unravel_index", "view_as_complex", "view_as_real",
+]  # fmt: skip
+
+
+def is_tensor(obj: Any) -> bool:
+    """Return True for a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+def is_floating_point(input: Tensor) -> bool:
+    """Return True when the elements are floating point numbers."""
+    return input.is_floating_point()
+
+
+def is_complex(input: Tensor) -> bool:
+    """Return True when the elements are complex numbers."""
+    return input.is_complex()
+
+
+def is_signed(input: Tensor) -> bool:
+    """Return True when the dtype has negative numbers."""
+    return input.dtype.is_signed
+
+
+def numel(input: Tensor) -> int:
+    """Return the number of elements."""
+    return input.numel()
+
+
+def narrow_copy(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Return a copy of ``length`` entries from ``start`` along ``dim``."""
+    return clone(narrow(input, dim, start, length))
+
+
+def view_as_real(input: Tensor) -> Tensor:
+    """Return real and imaginary parts as a last dimension of 2.
+
+    Differs from PyTorch: it is a copy.
+    """
+    if input.array.dtype.kind != "c":
+        error = ShapeError("view_as_real is only supported for complex tensors")
+        recover("view_as_real", error, {"input": input}, {})
+    return stack([input.real, input.imag], -1)
+
+
+def view_as_complex(input: Tensor) -> Tensor:
+    """Return the complex numbers of which the last dimension holds the two parts.
+
+    Differs from PyTorch: it is a copy.
+    """
+    if input.array.dtype.kind != "f" or input.array.shape[-1:] != (2,):
+        error = ShapeError("view_as_complex needs floats in a tensor with a last dimension of 2")
+        recover("view_as_complex", error, {"input": input}, {})
+    return complex_(input[..., 0], input[..., 1])
+
+
+def unravel_index(indices: Tensor, shape: int | Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the coordinates, in a tensor of ``shape``, of places counted in one row."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if indices.array.dtype.kind not in "iu" or min(sizes, default=1) < 0:
+        error = ArgumentError("needs integer indices and sizes that are not negative")
+        recover("unravel_index", error, {"indices": indices}, {"shape": sizes})
+    rest, found = indices.array, []
+    for size in reversed(sizes):
+        found.append(wrap(rest % size))
+        rest = rest // size
+    return tuple(reversed(found))
+
+
+def index_reduce(
+    input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *,
+    include_self: bool = True,
+) -> Tensor:  # fmt: skip
+    """Return ``input`` combined with the entries of ``source`` at ``index`` along ``dim``.
+
+    Args:
+        reduce: "prod", "mean", "amax" or "amin".
+        include_self: False leaves out the entries of ``input`` that ``source`` reaches.
+    """
+    if reduce not in ("prod", "mean", "amax", "amin"):
+        error = ShapeError(f"index_reduce(): Expected reduce to be prod, mean, amax or amin, got "
+                           f"{reduce}")  # fmt: skip
+        recover("index_reduce", error, {"input": input, "source": source}, {"dim": dim})
+    place, shape = wrap_dim(dim, source.array.ndim), source.array.shape
+    line = tuple(-1 if d == place else 1 for d in range(len(shape)))
+    places = expand(reshape(index, line), shape)
+    return scatter_reduce(input, dim, clone(places), source, reduce, include_self=include_self)
+
+
+# ---------------------------------------------------------------------- methods alone
+def _index_reduce(
+    self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *,
+    include_self: bool = True,
+) -> Tensor:  # fmt: skip
+    """Write ``index_reduce(self, …)`` into this tensor and return it."""
+    refuse_leaf(self, "index_reduce_")
+    result = index_reduce(self, dim, index, source, reduce, include_self=include_self)
+    return assign(self, result, "index_reduce_")
+
+
+def _on_host(tensor: Tensor, name: str) -> Any:
+    if tensor.requires_grad:
+        error = ShapeError(f"{name}() called on a tensor that requires grad; use detach()")
+        recover(name, error, {"self": tensor}, {})
+    return to_device(tensor.array, CPU)
+
+
+def _apply(self: Tensor, callable: Callable[[Any], Any]) -> Tensor:
+    """Replace each element by ``callable(element)``, one Python call each, and return this tensor.
+
+    It is slow, and only for tensors without a gradient; operations on whole tensors are not.
+    """
+    values = numpy.frompyfunc(callable, 1, 1)(_on_host(self, "apply_"))
+    return assign(self, wrap(numpy.asarray(values, self.array.dtype)), "apply_")
+
+
+def _map(self: Tensor, tensor: Tensor, callable: Callable[[Any, Any], Any]) -> Tensor:
+    """Replace each element a by ``callable(a, b)``, b from ``tensor``; as slow as ``apply_``."""
+    pairs = (_on_host(self, "map_"), _on_host(tensor, "map_"))
+    values = numpy.frompyfunc(callable, 2, 1)(*pairs)
+    return assign(self, wrap(numpy.asarray(values, self.array.dtype)), "map_")
+
+
+as_method(index_reduce)
+as_method(_index_reduce, "index_reduce_")
+as_method(narrow_copy)
+as_method(_apply, "apply_")
+as_method(_map, "map_")

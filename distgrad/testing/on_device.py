@@ -1,0 +1,309 @@
+"""Checks of a whole library on another device: training, data parallelism, state, errors.
+
+Each compares with the same on the host, in float64.  ``tests/test_gpu_standin.py`` runs them on the
+stand-in for CuPy, ``tests/gpu`` on a real GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import distgrad as dg
+from distgrad import nn
+from distgrad.backend.device import CPU, device
+from distgrad.distributed import ProcessGroup, run_ranks
+from distgrad.errors import DeviceError, DistgradError
+from distgrad.nn import functional as F
+from distgrad.ops.shape import windows_backward
+from distgrad.tensor import Tensor
+from distgrad.testing.device_calls import CALLS
+
+VOCABULARY, LENGTH, CLASSES = 17, 10, 5
+
+
+# ---------------------------------------------------------------------- models
+class Perceptron(nn.Module):
+    """Two layers with dropout."""
+
+    def __init__(self) -> None:
+        """Draw the weights."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, CLASSES)
+        )
+
+    def forward(self, x: Any) -> Any:
+        """Return logits."""
+        return self.layers(x)
+
+
+class Images(nn.Module):
+    """Convolutions, batch norm and pooling."""
+
+    def __init__(self) -> None:
+        """Draw the weights."""
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, stride=2), nn.GELU(), nn.AdaptiveAvgPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        """Return logits."""
+        return self.head(self.features(x).flatten(1))
+
+
+class Text(nn.Module):
+    """A transformer block with causal attention and tied embeddings."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        """Draw the weights."""
+        super().__init__()
+        self.heads = heads
+        self.embedding, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(0.1)
+        )
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Any) -> Any:
+        """Return logits."""
+        places = self.places(dg.arange(tokens.shape[1], device=tokens.device))
+        x = self.embedding(tokens) + places
+        batch, length, width = x.shape
+        parts = self.qkv(self.norms[0](x)).split(width, -1)
+        q, k, v = (p.view(batch, length, self.heads, -1).transpose(1, 2) for p in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.head(self.norms[2](x + self.mlp(self.norms[1](x))))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "perceptron": Perceptron,
+    "images": Images,
+    "text": Text,
+}
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": lambda p: dg.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda p: dg.optim.AdamW(p, lr=1e-2),
+}
+
+
+def batch(model: str, rng: np.random.Generator, size: int = 6) -> tuple[Any, Any]:
+    """Return random input of a model, and its labels."""
+    if model == "text":
+        tokens = rng.integers(0, VOCABULARY, (size, LENGTH + 1))
+        return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    shape = (size, 6) if model == "perceptron" else (size, 2, 8, 8)
+    return rng.standard_normal(shape), rng.integers(0, CLASSES, size)
+
+
+def _loss(net: nn.Module, x: Any, y: Any, reduction: str = "mean") -> Any:
+    out = net(x)
+    flat = out.reshape(-1, out.shape[-1])
+    return F.cross_entropy(flat, y.reshape(-1), reduction=reduction)
+
+
+# ---------------------------------------------------------------------- training
+def check_training(model: str, optimizer: str, place: device) -> None:
+    """Compare losses, gradient norms and final parameters of a few steps with the host's."""
+    np.testing.assert_allclose(
+        _trained(model, optimizer, place), _trained(model, optimizer, CPU), rtol=1e-7, atol=1e-9
+    )
+
+
+def _trained(model: str, optimizer: str, place: device) -> list[float]:
+    dg.manual_seed(0)
+    net = MODELS[model]().double().to(place)
+    rule = OPTIMIZERS[optimizer](net.parameters())
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(3):
+        x, y = (dg.from_numpy(a).to(place) for a in batch(model, rng))
+        rule.zero_grad()
+        loss = _loss(net, x, y)
+        loss.backward()
+        seen += [loss, nn.utils.clip_grad_norm_(net.parameters(), 0.5)]
+        rule.step()
+    assert all(p.device == x.device for p in net.parameters())
+    return [float(v) for v in (*seen, *(p.sum() for p in net.parameters()))]
+
+
+def check_data_parallel(model: str, reduction: str, place: device) -> None:
+    """Compare the steps of two ranks, with host staging and uneven batches, with the host's."""
+    np.testing.assert_allclose(
+        run_ranks(2, _parallel, model, reduction, place),
+        run_ranks(2, _parallel, model, reduction, CPU),
+        rtol=1e-7,
+        atol=1e-9,
+    )
+
+
+def _parallel(group: ProcessGroup, model: str, reduction: str, place: device) -> list[float]:
+    net = MODELS[model]().double().to(place).eval()  # dropout draws from one stream of all threads
+    rng = np.random.default_rng(5)
+    for p in net.parameters():
+        p.data.copy_(dg.from_numpy(rng.standard_normal(p.shape) + group.rank))
+    ddp = nn.parallel.DistributedDataParallel(
+        net, process_group=group, reduction=reduction, bucket_cap_mb=0.0005
+    )
+    if model == "images":
+        net.train()
+    rule = OPTIMIZERS["adamw"](ddp.parameters())
+    seen = []
+    for _ in range(3):
+        x, y = batch(model, rng, 7)
+        mine = slice(0, 3) if group.rank else slice(3, 7)
+        rule.zero_grad()
+        mx, my = (dg.from_numpy(a[mine].copy()).to(place) for a in (x, y))
+        loss = _loss(ddp, mx, my, reduction)
+        loss.backward()
+        seen += [loss, nn.utils.clip_grad_norm_(ddp.parameters(), 0.5)]
+        rule.step()
+    assert len(ddp.reducer.buckets) > 1
+    return [float(v) for v in (*seen, *(p.sum() for p in net.parameters()))]
+
+
+# ---------------------------------------------------------------------- calls
+def check_call(name: str, place: device) -> None:
+    """Compare what a call of ``device_calls`` returns, and its gradients, with the host's."""
+    for want, got in zip(_called(name, CPU), _called(name, place), strict=True):
+        assert got.dtype == want.dtype
+        exact = want.dtype.kind != "V" and want.itemsize > 4
+        rtol = 1e-8 if exact else 1e-2
+        np.testing.assert_allclose(
+            got.astype("f8"), want.astype("f8"), rtol=rtol, atol=rtol / 1e4, err_msg=name
+        )
+
+
+def _called(name: str, place: device) -> list[Any]:
+    rng = np.random.default_rng(0)
+    dg.manual_seed(0)
+    x = dg.tensor(rng.standard_normal((3, 4)), device=place, requires_grad=True)
+    i = dg.tensor(rng.integers(0, 4, (3, 4)), device=place)
+    m = dg.tensor(rng.standard_normal((2, 3, 8, 8)), device=place, requires_grad=True)
+    found = CALLS[name](x, i, m)
+    outs = [found] if isinstance(found, Tensor) else list(found)
+    roots = [(o.double() ** 2).sum() for o in outs if o.requires_grad]
+    if roots:
+        dg.stack(roots).sum().backward()
+    outs += [t.grad for t in (x, m) if t.grad is not None]
+    return [o.detach().cpu().numpy() for o in outs]
+
+
+# ---------------------------------------------------------------------- tensors between devices
+def check_conversions(place: device) -> None:
+    """Check ``cpu``, ``to``, ``numpy``, printing, copying and pickling of a device tensor."""
+    host = dg.arange(6.0).reshape(2, 3)
+    x = host.to(place)
+    assert x.is_cuda and x.to(place) is x and x.to("cuda") is x and x.cpu().device == CPU
+    assert x.to(dg.float64).device == place and host.to(x).device == place
+    assert x.tolist() == host.tolist() and float(x.sum()) == 15.0
+    assert repr(x) == repr(host)[:-1] + f", device='{place}')"
+    for refused in (x.numpy, lambda: np.asarray(x)):
+        _raises(DeviceError, refused, "use Tensor.cpu()")
+    np.testing.assert_array_equal(x.numpy(force=True), host.numpy())
+    for again in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), x.clone()):
+        assert again.device == place and again.data_ptr() != x.data_ptr()
+        assert again.tolist() == host.tolist()
+    y = dg.zeros(2, 3, device=place)
+    y.copy_(host)
+    y[0, 1] = 7
+    y[1] = host[0].to(place)
+    assert y.tolist() == [[0.0, 7.0, 2.0], [0.0, 1.0, 2.0]]
+    assert x[dg.tensor([1, 0])].tolist() == host[dg.tensor([1, 0])].tolist()  # a host's index
+
+
+def check_numbers(place: device) -> None:
+    """Check Python numbers beside device tensors, on both sides, after the same on the host."""
+    for where in (CPU, place):
+        x = dg.tensor([1.0, -2.0], device=where, requires_grad=True)
+        y = 2.0 * x + 1 - 3 / x + (1 - x) ** 2 + dg.where(x > 0, 1.0, 0.0) + dg.where(x > 0, x, 5)
+        y.sum().backward()
+        assert y.tolist() == [2.0, 12.5]
+        assert x.grad is not None and x.grad.tolist() == [6.0, -3.25], x.grad
+
+
+def check_views(place: device) -> None:
+    """Check that changes in place reach gradients through views, and the shape that is refused."""
+    for where in (CPU, place):
+        x = dg.ones(4, device=where, requires_grad=True)
+        y = x * 2
+        y.as_strided((2,), (2,))[...] = 0
+        y[1:2].mul_(5)
+        y.unfold(0, 2, 2)[1] *= 3
+        y.sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [0.0, 10.0, 0.0, 6.0], x.grad
+        z = dg.ones(3, 3, device=where, requires_grad=True)
+        for _ in range(2):  # gradients arrive as views of overlapping windows
+            (windows_backward(z, (5,), 0, 3, 1) * dg.arange(5.0, device=where)).sum().backward()
+        assert z.grad is not None and z.grad.is_contiguous()
+        assert z.grad.tolist() == [[0, 2, 4], [2, 4, 6], [4, 6, 8]], z.grad
+        wide = dg.ones(1, device=where).expand(3)
+        _raises(RuntimeError, functools.partial(wide.add_, 1), "clone()")
+
+
+def check_linalg_errors(place: device) -> None:
+    """Check that what has no solution is an error and no rubbish."""
+    singular = dg.ones(2, 2, dtype=dg.float64, device=place)
+    _raises(DistgradError, lambda: dg.linalg.inv(singular), "singular")
+    _raises(DistgradError, lambda: dg.linalg.cholesky(-singular), "")
+
+
+def check_mixed_devices(place: device) -> None:
+    """Check that operands on two devices are named, each with its own."""
+    here, there = dg.ones(2, 2), dg.ones(2, 2, device=place)
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: here + there, "input is on cpu, other is on cuda"),
+        (lambda: there * here, "input is on cuda, other is on cpu"),
+        (lambda: there @ here, "input is on cuda, other is on cpu"),
+        (lambda: F.linear(here, there), "input is on cpu, weight is on cuda"),
+        (lambda: dg.where(there > 0, here, there), "condition is on cuda, input is on cpu"),
+        (lambda: dg.cat([there, here]), "tensors[0] is on cuda, tensors[1] is on cpu"),
+    ]
+    for call, words in calls:
+        _raises(DeviceError, call, words)
+
+
+def check_state(place: device, folder: Path) -> None:
+    """Check that states and files carry parameters between devices."""
+    dg.manual_seed(1)
+    net = Images().to(place)
+    rule = OPTIMIZERS["adamw"](net.parameters())
+    net(dg.randn(3, 2, 8, 8, device=place)).square().mean().backward()
+    rule.step()
+    dg.save({"model": net.state_dict(), "rule": rule.state_dict()}, folder / "all.safetensors")
+    again, moved = Images(), Images().to(place)
+    saved = dg.load(folder / "all.safetensors")
+    again.load_state_dict(saved["model"])
+    moved.load_state_dict(saved["model"])
+    other = OPTIMIZERS["adamw"](moved.parameters())
+    other.load_state_dict(saved["rule"])
+    located = dg.load(folder / "all.safetensors", map_location=place)["model"]
+    for p, q, r in zip(net.parameters(), again.parameters(), moved.parameters(), strict=True):
+        assert (p.device, q.device, r.device) == (place, CPU, place)
+        assert p.tolist() == q.tolist() == r.tolist()
+        slots = (rule.state[p], other.state[r])
+        assert [s["exp_avg"].device for s in slots] == [place, place]
+        assert slots[0]["exp_avg"].tolist() == slots[1]["exp_avg"].tolist()
+    assert all(t.device == place for t in located.values() if isinstance(t, Tensor))
+
+
+def _raises(kind: type[Exception], call: Callable[[], Any], words: str) -> None:
+    try:
+        call()
+    except kind as error:
+        assert words in str(error), str(error)
+    else:
+        raise AssertionError(f"nothing was raised; expected {kind.__name__}: {words}")

@@ -1,0 +1,56 @@
+"""A stand-in for CuPy on a machine without a GPU: refuses what CuPy refuses, counts waits.
+
+``installed()`` puts it in CuPy's place for the time of a block, and takes every trace of it away
+afterwards.  Names, parameters and loops are those of CuPy (``cupy_api.json``, by ``snapshot``).
+It knows nothing of speed, streams or rounding: that is for a GPU to say (``tests/gpu``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import distgrad.backend
+from distgrad.autograd import engine
+from distgrad.backend import device as devices
+from distgrad.backend import dtype as dtypes
+from distgrad.testing.standin.array import HostSync, Ledger, ledger, no_syncs
+from distgrad.testing.standin.modules import make_modules
+
+__all__ = ["HostSync", "Ledger", "installed", "ledger", "no_syncs"]
+
+_BACKEND = "distgrad.backend.cupy_backend"
+
+
+def _take_out() -> dict[str, object]:
+    """Remove CuPy, real or not, and all that was made from it; return the modules."""
+    names = [n for n in sys.modules if n.partition(".")[0] in ("cupy", "cupyx") or n == _BACKEND]
+    taken: dict[str, object] = {name: sys.modules.pop(name) for name in names}
+    vars(distgrad.backend).pop("cupy_backend", None)
+    devices._CUDA_COUNT = 0
+    for kind in [k for k in devices._NAMESPACES if k.__module__.partition(".")[0] == "cupy"]:
+        del devices._NAMESPACES[kind]
+    for xp in [xp for xp in engine._array_functions if xp.__name__ == _BACKEND]:
+        del engine._array_functions[xp]
+    dtypes._SCALARS.clear()
+    return taken
+
+
+@contextmanager
+def installed(count: int = 1) -> Iterator[Ledger]:
+    """Make ``import cupy`` give the stand-in inside the block.
+
+    Args:
+        count: how many GPUs the driver reports; -1 for a machine without a driver.
+    """
+    before = _take_out()
+    sys.modules.update(make_modules(count))
+    ledger.__init__()  # type: ignore[misc]
+    try:
+        yield ledger
+    finally:
+        _take_out()
+        sys.modules.update(before)  # type: ignore[arg-type]
+        if _BACKEND in before:
+            vars(distgrad.backend)["cupy_backend"] = before[_BACKEND]

@@ -1,0 +1,407 @@
+"""The stand-in's ``ndarray``: memory of the host behind the surface of ``cupy.ndarray``.
+
+What CuPy refuses is refused (NumPy's functions and arrays beside it, names it has not), what is
+undefined on a device is an error (the same place stored twice, an index out of bounds), and every
+wait of the host for the device is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+TABLE: dict[str, Any] = json.loads(
+    Path(__file__).with_name("cupy_api.json").read_text(encoding="utf-8")
+)
+SCALARS = (bool, int, float, complex, np.generic)
+
+
+class HostSync(RuntimeError):
+    """The host waits for the device where it was forbidden to."""
+
+
+class Ledger:
+    """What happened on the stand-in device: waits of the host, and uses that CuPy refuses."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.refused: list[str] = []
+        self.may_sync = True
+
+    def sync(self, what: str) -> None:
+        """Note that the host waits for the device."""
+        self.syncs += 1
+        if not self.may_sync:
+            raise HostSync(f"{what}: the host waits for the device")
+
+    def refuse(self, what: str, kind: type[Exception] = TypeError) -> NoReturn:
+        """Raise as CuPy does, and note it, for a caller may swallow the exception."""
+        self.refused.append(what)
+        raise kind(what)
+
+
+ledger = Ledger()
+
+
+@contextmanager
+def no_syncs() -> Iterator[None]:
+    """Raise ``HostSync`` inside the block wherever the host waits for the device."""
+    before, ledger.may_sync = ledger.may_sync, False
+    try:
+        yield
+    finally:
+        ledger.may_sync = before
+
+
+class MemoryPointer:
+    """An address; ``ptr`` as in CuPy."""
+
+    __slots__ = ("ptr",)
+
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class Device:
+    """A device by its number, and a context in which it is the current one."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = device or 0
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """The one device stays current."""
+
+
+class Flags:
+    """The flags that CuPy has; there is no ``writeable``."""
+
+    __slots__ = ("c_contiguous", "f_contiguous", "owndata")
+
+    def __init__(self, host: np.ndarray[Any, Any]) -> None:
+        self.c_contiguous, self.f_contiguous = host.flags.c_contiguous, host.flags.f_contiguous
+        self.owndata = host.flags.owndata
+
+
+class ndarray:
+    """``cupy.ndarray`` without a GPU."""
+
+    __module__ = "cupy"  # by which distgrad.backend.device knows it
+    __slots__ = ("__weakref__", "base", "host")
+    base: ndarray | None
+    host: np.ndarray[Any, Any]
+    __array_ufunc__ = None  # NumPy's functions and operators refuse this class
+    __array_priority__ = 100
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        shape: Any,
+        dtype: Any = float,
+        memptr: Any = None,
+        strides: Any = None,
+        order: Any = "C",
+    ) -> None:
+        if memptr is not None or strides is not None:
+            ledger.refuse("ndarray(memptr, strides): the stand-in makes new memory only")
+        self.host, self.base = np.empty(shape, dtype, order), None
+
+    # ------------------------------------------------------------------ NumPy is refused
+    def __array__(self, *options: Any, **more: Any) -> NoReturn:
+        ledger.refuse(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_function__(self, function: Any, *rest: Any) -> NoReturn:
+        ledger.refuse(f"numpy.{function.__name__} was called on a device array; use xp")
+
+    # ------------------------------------------------------------------ description
+    dtype = property(lambda self: self.host.dtype)
+    itemsize = property(lambda self: self.host.itemsize)
+    nbytes = property(lambda self: self.host.nbytes)
+    ndim = property(lambda self: self.host.ndim)
+    size = property(lambda self: self.host.size)
+    strides = property(lambda self: self.host.strides)
+    T = property(lambda self: self.transpose())
+    mT = property(lambda self: self.swapaxes(-1, -2))
+    flags = property(lambda self: Flags(self.host))
+    data = property(lambda self: MemoryPointer(int(self.host.ctypes.data)))
+    device = property(lambda self: Device(0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each dimension."""
+        shape: tuple[int, ...] = self.host.shape
+        return shape
+
+    @property
+    def real(self) -> ndarray:
+        """The real part, a view."""
+        return placed(self.host.real, [self])
+
+    @real.setter
+    def real(self, value: Any) -> None:
+        self.real[...] = value
+
+    @property
+    def imag(self) -> ndarray:
+        """The imaginary part, a view; of real numbers new zeros."""
+        return placed(self.host.imag.copy() if self.dtype.kind != "c" else self.host.imag, [self])
+
+    @imag.setter
+    def imag(self, value: Any) -> None:
+        self.imag[...] = value
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.host.__array_interface__, "version": 3}
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __iter__(self) -> Iterator[ndarray]:
+        if not self.ndim:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(len(self)))
+
+    # ------------------------------------------------------------------ the host waits
+    def get(
+        self, stream: Any = None, order: Any = "C", out: Any = None, blocking: bool = True
+    ) -> np.ndarray[Any, Any]:
+        """Return a copy in host memory."""
+        ledger.sync("get()")
+        if out is None:
+            return self.host.copy(order)
+        out[...] = self.host
+        found: np.ndarray[Any, Any] = out
+        return found
+
+    def set(self, arr: Any, stream: Any = None) -> None:
+        """Copy an array of the host to here."""
+        if not isinstance(arr, np.ndarray):
+            ledger.refuse("Only numpy.ndarray can be set to cupy.ndarray")
+        self.host[...] = arr
+
+    def item(self) -> Any:
+        """Return the only element as a number."""
+        return self.get().item()
+
+    def tolist(self) -> Any:
+        """Return nested lists of numbers."""
+        return self.get().tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    def __int__(self) -> int:
+        return int(self.get())
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __complex__(self) -> complex:
+        return complex(self.get())
+
+    def __repr__(self) -> str:
+        return repr(self.get())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.get(), spec)
+
+    def __index__(self) -> NoReturn:
+        ledger.refuse("cupy.ndarray has no __index__; use int()")
+
+    def __contains__(self, value: object) -> NoReturn:
+        ledger.refuse("cupy.ndarray has no __contains__; use (x == value).any()")
+
+    # ------------------------------------------------------------------ indexing
+    def __getitem__(self, index: Any) -> ndarray:
+        return placed(self.host[read_index(self, index, stores=False)], [self])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        check_operand("__setitem__", value)
+        many = isinstance(value, ndarray) and value.size > 1
+        self.host[read_index(self, index, stores=True, many=many)] = bare(value)
+
+    def scatter_add(self, slices: Any, value: Any) -> None:
+        """Add at indices; places named twice get both."""
+        check_operand("scatter_add", value)
+        if self.dtype.char not in "iefdIQL":
+            ledger.refuse(f"scatter_add does not support {self.dtype}")
+        np.add.at(self.host, read_index(self, slices, stores=False), bare(value))
+
+    # ------------------------------------------------------------------ methods that differ
+    def astype(
+        self,
+        dtype: Any,
+        order: Any = "K",
+        casting: Any = None,
+        subok: Any = None,
+        copy: bool = True,
+    ) -> ndarray:
+        """Return a copy in ``dtype``; itself if it is that already and ``copy`` is False."""
+        host = self.host.astype(dtype, order, casting or "unsafe", copy=copy)
+        return placed(host, [self])
+
+    def view(self, dtype: Any = None, type: Any = None) -> ndarray:
+        """Return the same memory, read as ``dtype``."""
+        return placed(self.host.view() if dtype is None else self.host.view(dtype), [self])
+
+    def reshape(self, *shape: Any, order: Any = "C", copy: Any = None) -> ndarray:
+        """Return a view in another shape, or a copy where there is none."""
+        return placed(self.host.reshape(*shape, order=order), [self])
+
+    def ravel(self, order: Any = "C") -> ndarray:
+        """Return the elements in a row."""
+        if order == "K":
+            ledger.refuse("ravel with order='K' not yet implemented.", NotImplementedError)
+        return placed(self.host.ravel(order), [self])
+
+    def transpose(self, *axes: Any) -> ndarray:
+        """Return a view with its dimensions in another order."""
+        return placed(self.host.transpose(*axes), [self])
+
+    def fill(self, value: Any) -> None:
+        """Store one number everywhere."""
+        check_operand("fill", value)
+        self.host.fill(bare(value))
+
+    def nonzero(self) -> tuple[ndarray, ...]:
+        """Return the indices of what is not zero, one array per dimension."""
+        ledger.sync("nonzero()")
+        return tuple(placed(a) for a in self.host.nonzero())
+
+
+# ---------------------------------------------------------------------- between host and device
+def placed(host: Any, sources: Sequence[ndarray] = (), *, row_major: bool = False) -> ndarray:
+    """Return an array of the host as one of the device: a view of a source, or new memory.
+
+    Args:
+        host: the array, or a number, which becomes an array without dimensions.
+        sources: what it may be a view of.
+        row_major: make new memory row-major, as CuPy's kernels do.
+    """
+    out = object.__new__(ndarray)
+    out.base = None
+    for source in sources:
+        if host is source.host:
+            return source
+        if isinstance(host, np.ndarray) and host.size and np.may_share_memory(host, source.host):
+            out.base = source if source.base is None else source.base
+            break
+    out.host = np.asarray(host, order="C" if row_major and out.base is None else None)
+    return out
+
+
+def given(host: Any, sources: Sequence[ndarray]) -> Any:
+    """Return what NumPy gave as CuPy gives it, in tuples and lists too."""
+    if isinstance(host, tuple | list):
+        parts = [given(h, sources) for h in host]
+        return parts if isinstance(host, list) else tuple(parts)
+    return placed(host, sources) if isinstance(host, np.ndarray | np.generic) else host
+
+
+def bare(value: Any) -> Any:
+    """Return ``value`` with the arrays of the host in the place of the stand-in's."""
+    if isinstance(value, ndarray):
+        return value.host
+    if type(value) in (tuple, list):
+        return type(value)(bare(v) for v in value)
+    return value
+
+
+def arrays_in(values: Any) -> list[ndarray]:
+    """Return the device arrays in nested tuples and lists."""
+    if isinstance(values, ndarray):
+        return [values]
+    if isinstance(values, tuple | list):
+        return [a for v in values for a in arrays_in(v)]
+    return []
+
+
+def refuse_host_arrays(name: str, values: Any) -> None:
+    """Raise for a NumPy array anywhere among ``values``."""
+    if isinstance(values, np.ndarray):
+        ledger.refuse(f"{name}: Unsupported type {type(values)}")
+    if isinstance(values, tuple | list):
+        for value in values:
+            refuse_host_arrays(name, value)
+
+
+def check_operand(name: str, value: Any) -> None:
+    """Raise for what is neither an array of the device nor a number."""
+    if not isinstance(value, (ndarray, *SCALARS)):
+        ledger.refuse(f"{name}: Unsupported type {type(value)}")
+
+
+# ---------------------------------------------------------------------- indices
+def read_index(array: ndarray, index: Any, *, stores: bool, many: bool = False) -> Any:
+    """Return NumPy's form of an index, after what a device could not check.
+
+    Args:
+        stores: something is stored there.
+        many: it is different numbers, of which one place must not get two.
+    """
+    refuse_host_arrays("index", index)
+    parts = index if isinstance(index, tuple) else (index,)
+    chosen = [p for p in parts if isinstance(p, ndarray)]
+    if any(p.dtype.kind == "b" for p in chosen) and not stores:
+        ledger.sync("indexing by a mask")
+    found = bare(index)
+    if not chosen:
+        return found
+    try:
+        array.host[found]
+        if many:
+            _check_once(array.host, found)
+    except IndexError as error:
+        ledger.refuse(f"{error}: CuPy wraps such an index around", IndexError)
+    return found
+
+
+def _check_once(host: np.ndarray[Any, Any], index: Any) -> None:
+    places = np.arange(host.size).reshape(host.shape)[index].reshape(-1)
+    if len(np.unique(places)) != len(places):
+        ledger.refuse("one place is stored twice, in no fixed order; use cupyx.scatter_add")
+
+
+# ---------------------------------------------------------------------- plain methods
+def method(name: str, parameters: str) -> Callable[..., Any]:
+    """Return a method with CuPy's parameters that does what NumPy's does."""
+    names = parameters.split()
+    native = getattr(np.ndarray, name)
+
+    def call(self: ndarray, *args: Any, **options: Any) -> Any:
+        if len(args) > len(names):
+            ledger.refuse(f"ndarray.{name}() takes {len(names)} arguments, got {len(args)}")
+        bound = dict(zip(names, args, strict=False)) | options
+        if set(bound) - set(names):
+            ledger.refuse(f"ndarray.{name}() got an unexpected keyword of {sorted(bound)}")
+        refuse_host_arrays(f"ndarray.{name}", list(bound.values()))
+        with np.errstate(all="ignore"):
+            out = native(self.host, **{k: bare(v) for k, v in bound.items()} if names else {})
+        return given(out, [self, *arrays_in(list(bound.values()))])
+
+    call.__name__ = name
+    return call
+
+
+for _name, _parameters in TABLE["ndarray"].items():
+    if _parameters is not None and hasattr(np.ndarray, _name) and not hasattr(ndarray, _name):
+        setattr(ndarray, _name, method(_name, _parameters))

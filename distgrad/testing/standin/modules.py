@@ -1,0 +1,284 @@
+"""The stand-in's modules: ``cupy``, ``cupy.linalg``, ``cupy.cuda``, ``cupyx`` and their parts.
+
+Functions are NumPy's with CuPy's names and parameters, on the stand-in's arrays only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from distgrad.backend import numpy_backend
+from distgrad.testing.standin.array import (
+    SCALARS,
+    TABLE,
+    Device,
+    arrays_in,
+    bare,
+    given,
+    ledger,
+    ndarray,
+    placed,
+    refuse_host_arrays,
+)
+from distgrad.testing.standin.ufuncs import ufunc, ufuncs
+
+Function = Callable[..., Any]
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CuPy raises for an error of the driver."""
+
+
+# ---------------------------------------------------------------------- functions by their table
+# A first parameter of these names is an array, or a sequence of arrays.
+_ARRAYS = frozenset({"a", "x", "arr", "ary", "a1", "ar", "ar1", "array", "condition", "v", "m", "A",
+                     "val", "z", "dst", "element", "y"})  # fmt: skip
+_SEQUENCES = frozenset({"tup", "arys", "arrays"})
+_ANYTHING = frozenset({"iscomplexobj", "isrealobj", "isscalar", "ndim", "shape", "size"})
+_SYNCS = frozenset({
+    "argwhere", "array2string", "array_repr", "array_str", "bincount", "compress", "delete",
+    "extract", "flatnonzero", "histogram", "ix_", "nonzero", "trim_zeros", "unique",
+})  # fmt: skip
+_NUMBERS_ON_DEVICE = frozenset({"allclose", "array_equal", "array_equiv", "count_nonzero"})
+
+
+def _function(name: str, parameters: str | None, native: Function) -> Function:
+    """Return NumPy's function ``native`` as CuPy has it."""
+    names = (parameters or "*args **options").split()
+    whole = [n for n in names if n[0] != "*"]
+    open_ended = any(n[0] == "*" and n[1] != "*" for n in names)
+    free = any(n.startswith("**") for n in names)
+
+    def call(*args: Any, **options: Any) -> Any:
+        if not open_ended and len(args) > len(whole):
+            ledger.refuse(f"{name}() takes {len(whole)} arguments, got {len(args)}")
+        unknown = set(options) - set(whole)
+        if unknown and not free:
+            ledger.refuse(f"{name}() got unexpected keyword arguments {sorted(unknown)}")
+        refuse_host_arrays(name, [*args, *options.values()])
+        first = args[0] if args else options.get(whole[0]) if whole else None
+        _check_first(name, names[0], first)
+        if name.rpartition(".")[2] in _SYNCS:
+            ledger.sync(f"{name}()")
+        with np.errstate(all="ignore"):
+            out = native(*bare(args), **{k: bare(v) for k, v in options.items()})
+        if name in _NUMBERS_ON_DEVICE:
+            out = np.asarray(out)
+        return given(out, arrays_in([args, list(options.values())]))
+
+    call.__name__ = name.rpartition(".")[2]
+    return call
+
+
+def _check_first(name: str, parameter: str, value: Any) -> None:
+    if name in _ANYTHING:
+        return
+    wanted = parameter in _ARRAYS and not isinstance(value, ndarray)
+    many = parameter in _SEQUENCES
+    if wanted or (many and not all(isinstance(v, ndarray) for v in value)):
+        ledger.refuse(f"{name}({parameter}: {type(value).__name__}): only arrays of the device")
+
+
+# ---------------------------------------------------------------------- functions that differ
+def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = False) -> ndarray:
+    """Return ``a`` on the device: itself, a conversion, or a copy from the host."""
+    if isinstance(a, ndarray):
+        return placed(np.asarray(a.host, dtype, order=order), [a])
+    _refuse_mixture(a)
+    return placed(np.array(a, dtype))
+
+
+def array(
+    obj: Any, dtype: Any = None, copy: bool = True, order: Any = "K", subok: bool = False,
+    ndmin: int = 0, *, blocking: bool = False,
+) -> ndarray:  # fmt: skip
+    """Return ``obj`` as a new array of the device."""
+    if isinstance(obj, ndarray):
+        source = [] if copy else [obj]
+        host = np.array(obj.host, dtype, copy=copy or None, order=order, ndmin=ndmin)
+        return placed(host, source)
+    _refuse_mixture(obj)
+    return placed(np.array(obj, dtype, ndmin=ndmin))
+
+
+def _refuse_mixture(value: Any) -> None:
+    """Raise for a list with arrays of the device in it: CuPy would stack them one by one."""
+    if isinstance(value, list | tuple) and arrays_in(value):
+        ledger.refuse("array([device arrays]): use stack()")
+
+
+def asnumpy(
+    a: Any, stream: Any = None, order: Any = "C", out: Any = None, *, blocking: bool = True
+) -> np.ndarray[Any, Any]:
+    """Return a copy in host memory."""
+    return a.get(stream, order, out) if isinstance(a, ndarray) else np.asarray(a)
+
+
+def where(condition: Any, x: Any = None, y: Any = None) -> Any:
+    """Return ``x`` where ``condition`` is true, else ``y``; alone it finds the true places."""
+    if not isinstance(condition, ndarray):
+        ledger.refuse(f"where(condition: {type(condition).__name__}): only arrays of the device")
+    if x is None and y is None:
+        return condition.nonzero()
+    for value in (x, y):
+        if not isinstance(value, (ndarray, *SCALARS)):
+            ledger.refuse(f"where: Unsupported type {type(value)}")
+    return placed(np.where(condition.host, bare(x), bare(y)))
+
+
+def copyto(dst: Any, src: Any, casting: Any = "same_kind", where: Any = None) -> None:
+    """Copy ``src`` into ``dst``, everywhere or where a mask is true."""
+    refuse_host_arrays("copyto", [dst, src, where])
+    np.copyto(dst.host, bare(src), casting, True if where is None else where.host)
+
+
+def searchsorted(a: Any, v: Any, side: Any = "left", sorter: Any = None) -> Any:
+    """Return where to put ``v`` into the sorted vector ``a``."""
+    if not isinstance(a, ndarray) or not isinstance(v, ndarray | int | float | complex):
+        ledger.refuse("Only python scalars or ndarrays are supported for v", NotImplementedError)
+    return placed(np.searchsorted(a.host, bare(v), side, bare(sorter)))
+
+
+def as_strided(x: Any, shape: Any = None, strides: Any = None) -> ndarray:
+    """Return a view by explicit strides; as in CuPy it does not know its base."""
+    host = np.lib.stride_tricks.as_strided(x.host, shape, strides)
+    return placed(host)
+
+
+def diagonal(a: Any, offset: Any = 0, axis1: Any = 0, axis2: Any = 1) -> Any:
+    """Return a view of a diagonal, which CuPy lets one write to."""
+    host = np.diagonal(a.host, offset, axis1, axis2)
+    host.flags.writeable = True
+    return placed(host, [a])
+
+
+_OWN: dict[str, Function] = {
+    "array": array, "asarray": asarray, "asanyarray": asarray, "asnumpy": asnumpy,
+    "copyto": copyto, "diagonal": diagonal, "searchsorted": searchsorted, "where": where,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- linear algebra
+class _Linalg(threading.local):
+    """What to do when cuSOLVER cannot: "ignore" (the result is rubbish) or "raise"."""
+
+    state = "ignore"
+
+
+_linalg = _Linalg()
+
+
+@contextmanager
+def errstate(
+    *, divide: Any = None, over: Any = None, under: Any = None, invalid: Any = None,
+    linalg: str | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Say in the block what happens when linear algebra fails; there is nothing else to say."""
+    if any(v is not None for v in (divide, over, under, invalid)):
+        ledger.refuse("errstate(): only linalg= is implemented", NotImplementedError)
+    before, _linalg.state = _linalg.state, linalg or _linalg.state
+    try:
+        yield
+    finally:
+        _linalg.state = before
+
+
+def _linalg_function(name: str, parameters: str | None) -> Function:
+    call = _function(f"linalg.{name}", parameters, getattr(np.linalg, name))
+
+    def checked(*args: Any, **options: Any) -> Any:
+        if _linalg.state == "raise":
+            ledger.sync(f"linalg.{name}()")
+        try:
+            return call(*args, **options)
+        except np.linalg.LinAlgError:
+            if _linalg.state == "raise":
+                raise
+            return args[0] * np.nan
+
+    checked.__name__ = name
+    return checked
+
+
+# ---------------------------------------------------------------------- modules
+def _scatter_add(a: Any, slices: Any, value: Any) -> None:
+    """Add ``value`` at indices of ``a``; places named twice get both."""
+    a.scatter_add(slices, value)
+
+
+def _special(function: Function) -> Function:
+    """Return a special function of CuPy's from that of the NumPy backend."""
+
+    def call(*args: Any) -> Any:
+        if args[-1].dtype.char not in "fdFD":
+            ledger.refuse(f"{function.__name__} is not implemented for {args[-1].dtype}")
+        return placed(function(*bare(args)))
+
+    return call
+
+
+_SPECIAL = {
+    "digamma": "digamma", "erf": "erf", "erfc": "erfc", "erfinv": "erfinv", "expit": "sigmoid",
+    "gammaln": "lgamma", "polygamma": "polygamma",
+}  # fmt: skip
+
+
+def _module(name: str, values: dict[str, Any]) -> ModuleType:
+    module = ModuleType(name, "A stand-in that needs no GPU; see distgrad.testing.standin.")
+    for key, value in values.items():
+        setattr(module, key, value)
+    return module
+
+
+def _types() -> dict[str, Any]:
+    """Return dtypes and constants, which are NumPy's own objects in CuPy too."""
+    names = ("bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
+             "complex64 complex128 dtype finfo iinfo inf nan pi e newaxis floating integer inexact "
+             "number generic complexfloating signedinteger unsignedinteger")  # fmt: skip
+    return {name: getattr(np, name) for name in names.split()}
+
+
+def make_modules(devices: int) -> dict[str, ModuleType]:
+    """Return the stand-in's modules by the names they are imported under."""
+
+    def count() -> int:
+        if devices < 0:
+            raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is "
+                                   "insufficient for CUDA runtime version")  # fmt: skip
+        return devices
+
+    runtime = _module("cupy.cuda.runtime", {"getDeviceCount": count,
+                                            "CUDARuntimeError": CUDARuntimeError})  # fmt: skip
+    cuda = _module("cupy.cuda", {"runtime": runtime, "Device": Device})
+    tricks = _module("cupy.lib.stride_tricks", {"as_strided": as_strided})
+    linalg = {n: _linalg_function(n, p) for n, p in TABLE["cupy.linalg"].items()}
+    fft = {n: _function(f"fft.{n}", p, getattr(np.fft, n)) for n, p in TABLE["cupy.fft"].items()}
+    plain = {n: _function(n, p, getattr(np, n)) for n, p in TABLE["cupy"].items()}
+    parts = {
+        "cuda": cuda, "lib": _module("cupy.lib", {"stride_tricks": tricks}), "ndarray": ndarray,
+        "fft": _module("cupy.fft", fft),
+        "linalg": _module("cupy.linalg", linalg | {"LinAlgError": np.linalg.LinAlgError}),
+        "ufunc": ufunc, "__version__": TABLE["version"],
+    }  # fmt: skip
+    special = {n: _special(getattr(numpy_backend, own)) for n, own in _SPECIAL.items()}
+    scipy = _module("cupyx.scipy", {"special": _module("cupyx.scipy.special", special)})
+    top = [
+        _module("cupy", plain | _types() | ufuncs | _OWN | parts),
+        _module("cupyx", {"errstate": errstate, "scatter_add": _scatter_add, "scipy": scipy}),
+    ]
+    return {m.__name__: m for m in [*top, runtime, cuda, tricks, *_below(top)]}
+
+
+def _below(modules: list[ModuleType]) -> list[ModuleType]:
+    """Return the modules inside of modules."""
+    found: list[ModuleType] = []
+    for module in modules:
+        inner = [v for v in vars(module).values() if isinstance(v, ModuleType)]
+        found += [*inner, *_below(inner)]
+    return found
