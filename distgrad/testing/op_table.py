@@ -30,7 +30,7 @@ Each row is one declaration. Functions of PyTorch that are made of these (`dg.nn
   elementwise operation, by an *own rule*, by the *formula*, or by the *rules twice*.
 * **CPU**, **CUDA**: where the forward runs. It is written once on an array namespace, NumPy or
   CuPy; `tests/test_gpu_standin.py` checks the calls against CuPy's interface without a GPU, and
-  `tests/gpu` the results on one.
+  `tests/gpu` the results on one. *stand-in*: checked against the interface, not yet run on a GPU.
 """
 
 
@@ -70,7 +70,7 @@ def _row(op: Operation) -> str:
     second = "" if not op.rules else "formula" if op.formula else "rules"
     cells = [
         f"`{op.name}`", _chapter(op), str(len(op.samples)), operands or "–", second or "–",
-        _forward_mode(op), "yes", "yes",
+        _forward_mode(op), "yes", "stand-in",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
