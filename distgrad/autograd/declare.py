@@ -28,6 +28,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, overload
 import numpy
 
 from distgrad.autograd import engine, saving
+from distgrad.autograd.compiled import code_of
 from distgrad.autograd.inplace import in_place, link_view, link_views
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Slot, attached, check_unchanged, edge_of, freed
@@ -277,7 +278,7 @@ def compile_operation(self: Operation, node_name: str) -> None:
 def _execute(source: str, filename: str, names: dict[str, Any]) -> None:
     """Run ``source`` in ``names``; tracebacks will show its lines."""
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    exec(compile(source, filename, "exec"), names)
+    exec(code_of(source, filename), names)
 
 
 def compile_backward(self: Operation) -> None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from distgrad.config import nearest
 from distgrad.errors import (
@@ -31,7 +30,7 @@ from distgrad.errors import (
     signature,
 )
 
-HostArray: TypeAlias = npt.NDArray[Any]
+HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 G = TypeVar("G", bound="ProcessGroup")
 

@@ -1,5 +1,6 @@
 """The operations.  One file is one chapter; importing this package fills the table."""
 
+from distgrad.autograd.compiled import keep
 from distgrad.ops import (
     activation,
     arrange,
@@ -83,3 +84,5 @@ __all__ = [
     "statistics",
     "windows",
 ]
+
+keep()  # the compiled operations, for the next import
