@@ -248,11 +248,12 @@ def _move(tensor: Tensor, edge: Any, requires_grad: bool) -> None:
         edge._retain = keep
 
 
+store_traced: list[Callable[[Tensor, Tensor], None]] = []  # autograd.traced puts its own here
+
+
 def _store(target: Tensor, result: Tensor) -> None:
     if hasattr(target.array, "below") or hasattr(result.array, "below"):
-        from distgrad.autograd.traced import store  # it imports this module
-
-        store(target, result)
+        store_traced[0](target, result)
     else:
         target.array[...] = result.array
 

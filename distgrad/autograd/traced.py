@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy
 
 from distgrad.autograd import saving
-from distgrad.autograd.inplace import link_view
+from distgrad.autograd.inplace import link_view, store_traced
 from distgrad.autograd.source import call_source
 from distgrad.backend.device import array_namespace
 from distgrad.errors import GradError
@@ -291,6 +291,9 @@ def store(target: Tensor, result: Tensor) -> None:
         max(levels, key=lambda x: x.number).store(target, result)
     else:
         innermost(target.array)[...] = innermost(result.array)
+
+
+store_traced.append(store)
 
 
 # ---------------------------------------------------------------------- graphs that end here
