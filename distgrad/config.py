@@ -118,6 +118,8 @@ class Switch:
 
 _COUNT, _EVERY, _NUMBER = number(int, 1), number(int, -1), number(float, 0)
 
+_SAME = one_of("off", "run", "world")
+
 TABLE = (
     # of the library itself
     Switch("keep_memory", "engine", flag, True, "", "keep freed host memory for the next step"),
@@ -126,6 +128,8 @@ TABLE = (
     Switch("hosts", "launch", str, None, "H1:2,H2:2", "hosts and slots for --nproc"),
     Switch("hostfile", "launch", str, None, "FILE", "file of hosts for --nproc"),
     Switch("run_dir", "launch", str, None, "DIR", "run directory (default: runs/TIME-NAME)"),
+    Switch("threads", "launch", _COUNT, None, "N", "BLAS threads of a rank (default: share cores)"),
+    Switch("determinism", "launch", _SAME, None, "off|run|world", "where bits are the same"),
     # how to run a job
     Switch("job", "run", str, "textgpt", "NAME", "built-in job, or dotted path of your own"),
     Switch("resume", "run", str, "auto", "auto|latest|PATH|never", "checkpoint to go on from"),

@@ -31,7 +31,7 @@ from distgrad.distributed import (
     world_from_env,
 )
 from distgrad.distributed.group import tree_reduce
-from distgrad.distributed.progress import nap_s
+from distgrad.distributed.waiting import nap_s
 from distgrad.errors import ArgumentError, DistributedError
 
 # Environments

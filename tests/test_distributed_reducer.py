@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import distgrad as dg
-from distgrad.distributed.bucket import plan_buckets, read_tail, tail_length, write_tail
+from distgrad.distributed.bucket import Tail, plan_buckets
 from distgrad.distributed.threads import run_ranks
 from distgrad.errors import ArgumentError, DistributedError, GradError
 from distgrad.nn.parallel import DistributedDataParallel
@@ -235,11 +235,146 @@ def test_the_plan_goes_backward_through_the_parameters_and_keeps_dtypes_apart():
 def test_flags_and_counts_survive_the_sum_exactly(dtype, world):
     used = [[(r + i) % 3 == 0 and i != 4 for i in range(5)] for r in range(world)]
     counts = [10**9 + 7 * r for r in range(world)]
-    total = np.zeros(tail_length(np.dtype(dtype), world, 5), dtype)
-    for rank in range(world):
-        part = np.zeros_like(total)
-        write_tail(part, used[rank], counts[rank], world)
-        total += part
-    flags, count = read_tail(total, 5, world)
+    tail = Tail(np.dtype(dtype), world, 5)
+
+    def summed(numbers):
+        total = np.zeros(tail.length, dtype)
+        for rank, number in enumerate(numbers):
+            part = np.zeros_like(total)
+            tail.write(part, used[rank], counts[rank], number, True)
+            total += part
+        return tail.read(total)
+
+    flags, count, together = summed([2**16 - 1] * world)
     assert count == sum(counts)
     assert flags == [any(u[i] for u in used) for i in range(5)]
+    assert together
+    assert world == 1 or not summed([7] * (world - 1) + [8])[2]
+
+
+# ---------------------------------------------------------------------- determinism
+SHARDS = 8
+
+
+def shard_of(net, x, y, shard, ddp=None):
+    """Run the backward of one eighth of the batch, with random numbers in it."""
+    rows = slice(shard * len(x) // SHARDS, (shard + 1) * len(x) // SHARDS)
+    out = (ddp or net)(dg.from_numpy(x[rows]).float())
+    noise = dg.rand(out.shape, generator=dg.Generator().manual_seed(shard))
+    ((out + noise - dg.from_numpy(y[rows]).float()) ** 2).mean().backward()
+
+
+def trained(group, steps=3, cap=1e-4):
+    """Return the bytes of the weights after some steps in "world" mode."""
+    net = model().float()
+    ddp = DistributedDataParallel(
+        net, process_group=group, bucket_cap_mb=cap, determinism="world", shards=SHARDS
+    )
+    optimizer = dg.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    x, y = data(43)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for shard in ddp.local_shards:
+            shard_of(net, x, y, shard, ddp)
+        optimizer.step()
+    return b"".join(p.numpy(force=True).tobytes() for p in net.parameters())
+
+
+@pytest.mark.parametrize("size", range(1, SHARDS + 1))
+@pytest.mark.parametrize("per_host", [1, 2, 8])
+def test_world_mode_gives_the_same_bits_on_any_number_of_ranks(size, per_host):
+    want = run_ranks(1, trained)[0]
+    got = run_ranks(size, trained, ranks_per_host=min(per_host, size))
+    assert got == [want] * size
+
+
+def test_world_mode_adds_in_the_order_of_the_tree():
+    net = model().float()
+    x, y = data(43)
+    leaves = []
+    for shard in range(SHARDS):
+        net.zero_grad()
+        shard_of(net, x, y, shard)
+        rows = (shard + 1) * 43 // SHARDS - shard * 43 // SHARDS
+        leaves.append(net[0].weight.grad.numpy() * np.float32(rows))
+    while len(leaves) > 1:
+        leaves = [a + b for a, b in zip(leaves[::2], leaves[1::2], strict=True)]
+
+    def body(group):
+        ddp = DistributedDataParallel(
+            model().float(), process_group=group, determinism="world", shards=SHARDS
+        )
+        for shard in ddp.local_shards:
+            shard_of(None, x, y, shard, ddp)
+        return ddp.module[0].weight.grad.numpy().copy()
+
+    for grad in run_ranks(3, body):
+        np.testing.assert_array_equal(grad, leaves[0] / np.float32(43))
+
+
+@pytest.mark.parametrize("determinism", ["off", "run", "world"])
+def test_buckets_may_be_full_in_another_order_on_each_rank(determinism):
+    """Random orders, unused parameters and sizes: every rank gets the mean over the big batch."""
+    shapes = [(3,), (2, 5), (1,), (7,), (4, 2), (6,)]
+
+    def body(group, seed):
+        rng = np.random.default_rng([seed, group.rank])
+        names = dg.nn.ParameterList([dg.nn.Parameter(dg.ones(*s)) for s in shapes])
+
+        class Any(dg.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weights = names
+
+            def forward(self, x, order):
+                out = x.sum()
+                for i in order:  # the gradient of the last one comes first
+                    out = out + (self.weights[i] * (i + 1) * x.sum()).sum()
+                return out
+
+        ddp = DistributedDataParallel(
+            Any(), process_group=group, bucket_cap_mb=1e-6, determinism=determinism
+        )
+        for _ in range(3):
+            ddp.zero_grad()
+            order = rng.permutation(len(shapes))[: rng.integers(1, len(shapes) + 1)]
+            ddp(dg.ones(1 + group.rank), order).backward()
+            used = group.all_gather_object([int(i) for i in order])
+            weights = [1 + r for r in range(group.size)]
+            for i, w in enumerate(names):
+                ranks = [r for r in range(group.size) if i in used[r]]
+                if not ranks:
+                    assert w.grad is None
+                    continue
+                want = sum(weights[r] ** 2 for r in ranks) * (i + 1) / sum(weights)
+                np.testing.assert_allclose(w.grad.numpy(), want, rtol=1e-6)
+
+    for seed in range(5):
+        run_ranks(2 + seed % 3, body, seed)
+
+
+def test_ranks_that_lost_step_all_raise_the_same_message():
+    def body(group):
+        ddp = DistributedDataParallel(model(), process_group=group)
+        x, y = data(4)
+        if group.rank == 1:
+            ddp.reducer.reductions += 1  # as if another rank had left out a backward
+        with pytest.raises(DistributedError) as caught:
+            step(ddp, x, y, "mean")
+        return str(caught.value)
+
+    first, *others = run_ranks(3, body)
+    assert "rank 1: reductions before this backward: 1" in first
+    assert all(text == first for text in others)
+
+
+def test_world_mode_refuses_fewer_shards_than_ranks_and_shards_without_it():
+    def body(group, **options):
+        DistributedDataParallel(model(), process_group=group, **options)
+
+    with pytest.raises(ArgumentError, match="a rank would have no shard"):
+        run_ranks(3, lambda g: body(g, determinism="world", shards=2))
+    with pytest.raises(ArgumentError, match="shards belong to determinism='world'"):
+        run_ranks(1, lambda g: body(g, shards=2))
+    with pytest.raises(ArgumentError, match="did you mean world"):
+        run_ranks(1, lambda g: body(g, determinism="wold"))

@@ -72,11 +72,19 @@ def test_a_run_leaves_everything_behind(whole):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_the_loss_curve_does_not_depend_on_the_number_of_ranks(whole, text, ranks, tmp_path):
-    code, _, err = launch(*SMALL, "--data", text, "--run-dir", tmp_path / "run", ranks=ranks)
+@pytest.mark.parametrize("determinism", ["world", "run"])
+def test_the_loss_curve_does_not_depend_on_the_number_of_ranks(
+    whole, text, ranks, determinism, tmp_path
+):
+    run = tmp_path / "run"
+    options = [*SMALL, "--data", text, "--run-dir", run, "--determinism", determinism]
+    code, _, err = launch(*options, ranks=ranks)
     assert code == 0, err
-    want, got = curve(whole[0]), curve(tmp_path / "run")
+    want, got = curve(whole[0]), curve(run)
     assert set(want) == set(got)
+    if determinism == "world":  # the default: not one bit differs
+        assert got == want
+        assert metrics(run)[-1]["sha256"] == metrics(whole[0])[-1]["sha256"]
     for step, loss in want.items():
         assert got[step] == pytest.approx(loss, rel=1e-5)
 

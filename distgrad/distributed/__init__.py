@@ -19,7 +19,6 @@ from distgrad.distributed.group import (
     DEFAULT_TIMEOUT_S,
     OPS,
     ProcessGroup,
-    Work,
     check_same,
 )
 from distgrad.distributed.local import local_group
@@ -32,6 +31,7 @@ from distgrad.distributed.progress import (
     start_progress,
 )
 from distgrad.distributed.threads import run_ranks
+from distgrad.distributed.work import Work
 from distgrad.errors import ArgumentError, DistributedError
 
 BACKENDS = ("mpi", "local", "threads")

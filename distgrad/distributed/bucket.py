@@ -7,8 +7,8 @@ Note [Two flat arrays]
 
 Note [The tail]
     The last bucket ends in a few more elements: one flag per parameter that has a gradient, and
-    the digits of the sample count, in a base so small that sums over all ranks are exact in the
-    bucket's dtype.  Agreement on unused parameters and on the count costs no collective.
+    the digits of the sample count and of the number of the reduction, in a base so small that sums
+    over all ranks are exact in the bucket's dtype.  Agreement on them costs no collective.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from typing import Any
 import numpy as np
 
 from distgrad.backend.device import CPU, array_namespace, device_of, to_device
+from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.reduction import Common
+from distgrad.distributed.shared import ALIGNMENT
+from distgrad.distributed.tree import Subtree, Sum, Tree
+from distgrad.distributed.work import HostArray
 from distgrad.tensor import Tensor, wrap
 
 FIRST_CAP_MB = 1.0  # the first bucket is ready early, so it should be small
@@ -28,15 +33,25 @@ _COUNT_BITS = 53
 
 
 class Bucket:
-    """Parameters of one dtype and device, and their gradients in one array."""
+    """Parameters of one dtype and device, and their gradients in one array.
+
+    ``flat`` holds the gradients where the parameters are; ``wire`` is what goes to the other ranks:
+    the same array, or on a GPU a copy of it on the host. ``sums`` are as long as ``wire`` and hold
+    the sums of shards that wait for their neighbours.
+    """
 
     __slots__ = (
-        "filled_at", "flat", "host", "index", "job", "names", "params", "ready", "spans", "tail",
-        "values", "work",
+        "common", "filled_at", "flat", "index", "job", "launched", "names", "params", "ready",
+        "spans", "sums", "tail", "total", "values", "wire", "work",
     )  # fmt: skip
 
     def __init__(
-        self, index: int, params: Sequence[Tensor], names: Sequence[str], tail: int = 0
+        self,
+        index: int,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        memory: Memory,
+        tail: int = 0,
     ) -> None:
         """Move the values of ``params`` into one array and give each a slice for its gradient.
 
@@ -44,20 +59,24 @@ class Bucket:
             index: number of the bucket, alike on all ranks.
             params: leaves of one dtype on one device.
             names: their names, for messages.
+            memory: where ``wire`` and ``sums`` come from.
             tail: elements beyond the gradients.
         """
         self.index, self.params, self.names, self.tail = index, list(params), list(names), tail
         sizes = [p.array.size for p in params]
         starts = np.cumsum([0, *sizes]).tolist()
         self.spans = [slice(a, b) for a, b in pairwise(starts)]
-        xp, dtype = array_namespace(params[0].array), params[0].array.dtype
-        self.flat = xp.zeros(starts[-1] + tail, dtype)
+        array = params[0].array
+        xp, dtype = array_namespace(array), array.dtype
+        self.wire, self.sums, self.common = memory.take(starts[-1] + tail, dtype)
+        on_host = isinstance(array, np.ndarray)
+        self.flat = self.wire if on_host else xp.zeros(self.wire.shape, dtype)
         self.values = xp.empty(starts[-1], dtype)
-        on_host = isinstance(self.flat, np.ndarray)
-        self.host = self.flat if on_host else np.empty(self.flat.shape, dtype)
+        self.total = Sum(np.add)  # of the shards before this one
         self.job: Any = None  # at the communication thread
         self.work: Any = None  # the transfer itself, once started
         self.filled_at = 0.0
+        self.launched = False  # in this backward
         self.ready: set[int] = set()
         for param, span in zip(params, self.spans, strict=True):
             value = self.values[span].reshape(param.array.shape)
@@ -79,16 +98,45 @@ class Bucket:
         """The flat gradients without the tail."""
         return self.flat[: self.spans[-1].stop]
 
-    def stage_out(self) -> np.ndarray[Any, Any]:
-        """Return the array that goes over the wire; a GPU's is copied to the host."""
-        if self.host is not self.flat:
-            self.host[...] = to_device(self.flat, CPU)
-        return self.host
+    @property
+    def end(self) -> Any:
+        """The tail."""
+        return self.flat[self.spans[-1].stop :]
+
+    def keep(self, part: Subtree) -> None:
+        """Add the gradients of a shard to those before it; ``flat`` is free for the next one."""
+        self.stage_out()
+        self.total.push(part, self.wire)
+        stack = self.total.stack
+        if stack[-1][1] is self.wire:
+            place = self.sums[len(stack) - 1]
+            np.copyto(place, self.wire)
+            stack[-1] = (stack[-1][0], place)
+
+    def settle(self, part: Subtree) -> list[HostArray]:
+        """Add the gradients of the last shard and return what this rank brings, ``wire`` last."""
+        self.stage_out()
+        self.total.push_into(part, self.wire)
+        arrays = [array for _, array in self.total.stack]
+        self.total.stack.clear()
+        return arrays
+
+    def reduce_alone(self, part: Subtree) -> None:
+        """Leave the sum of all shards in ``flat``, where one rank has them all."""
+        *others, wire = self.settle(part)
+        for array in reversed(others):
+            np.add(array, wire, out=wire)
+        self.stage_in()
+
+    def stage_out(self) -> None:
+        """Copy the gradients of a GPU to the host."""
+        if self.wire is not self.flat:
+            self.wire[...] = to_device(self.flat, CPU)
 
     def stage_in(self) -> None:
         """Bring what came over the wire back to where the gradients live."""
-        if self.host is not self.flat:
-            self.flat[...] = to_device(self.host, device_of(self.flat))
+        if self.wire is not self.flat:
+            self.flat[...] = to_device(self.wire, device_of(self.flat))
 
     def describe(self) -> str:
         """Return the bucket for messages: number, size, first and last parameter."""
@@ -96,6 +144,37 @@ class Bucket:
             f"bucket {self.index} ({self.flat.nbytes / 2**20:.2f} MiB {self.flat.dtype}, "
             f"{self.names[0]} … {self.names[-1]})"
         )
+
+
+class Memory:
+    """Where buckets get their arrays: common memory of the ranks of a host, or their own.
+
+    Args:
+        group: the ranks.
+        tree: which shards they have.
+        nbytes: of all that will be taken, roundings aside.
+        arrays: how many times `take` will be called.
+    """
+
+    def __init__(self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int) -> None:
+        self.tree, self.hosts = tree, group.hosts
+        room = (1 + tree.waiting) * (nbytes + arrays * ALIGNMENT)
+        self.slab = group.shared_memory(room, arrays)
+        self.here = next(ranks for ranks in group.hosts if group.rank in ranks)
+
+    def take(self, count: int, dtype: Any) -> tuple[HostArray, list[HostArray], Common | None]:
+        """Return an array for the wire, arrays for sums, and both as others see them."""
+        if self.slab is None:
+            sums = [np.empty(count, dtype) for _ in range(self.tree.waiting)]
+            return np.zeros(count, dtype), sums, None
+        waiting = [self.slab.take(count, dtype) for _ in range(self.tree.waiting)]
+        wire = self.slab.take(count, dtype)
+        brought = [
+            [sums[place] for sums in waiting[: len(self.tree.parts[rank]) - 1]] + [wire[place]]
+            for place, rank in enumerate(self.here)
+        ]
+        mine = self.slab.place
+        return wire[mine], [sums[mine] for sums in waiting], Common(self.slab, self.hosts, brought)
 
 
 def plan_buckets(
@@ -121,37 +200,57 @@ def plan_buckets(
     return buckets + list(open_.values())
 
 
-# ---------------------------------------------------------------------- the tail
-def tail_base(dtype: Any, world_size: int) -> int:
-    """Return the base of count digits: sums of ``world_size`` digits stay exact in ``dtype``."""
-    exact = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}.get(str(dtype), 2**53)
-    return max(2, exact // world_size)
+class Tail:
+    """Numbers that travel at the end of the last bucket, and are summed with it.
+
+    Args:
+        dtype: of the bucket.
+        ranks: how many numbers a sum adds.
+        params: how many flags there are.
+    """
+
+    def __init__(self, dtype: Any, ranks: int, params: int) -> None:
+        self.ranks, self.params = ranks, params
+        # Sums of as many digits of this base are exact in the dtype.
+        exact = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}.get(str(dtype), 2**53)
+        self.base = max(2, exact // ranks)
+        self.digits = [_digits(self.base, bits) for bits in (_COUNT_BITS, 16, 32)]
+        self.length = params + sum(self.digits)
+
+    def write(
+        self, tail: Any, used: Sequence[bool], count: int, number: int, last_shard: bool
+    ) -> None:
+        """Write flags, the sample count, and the number of this reduction with its square.
+
+        Nothing but zeros before the last shard: one tail for each rank.
+        """
+        if not last_shard:
+            tail[...] = 0
+            return
+        number %= 2**16
+        values = list(map(float, used))
+        for value, digits in zip((count, number, number**2), self.digits, strict=True):
+            rest = value
+            for _ in range(digits):
+                rest, digit = divmod(rest, self.base)
+                values.append(float(digit))
+        tail[...] = array_namespace(tail).asarray(values, dtype=tail.dtype)
+
+    def read(self, tail: Any) -> tuple[list[bool], int, bool]:
+        """Return which parameters any rank used, the count, and whether all numbers are alike."""
+        values = tail.tolist()
+        numbers, at = [], self.params
+        for digits in self.digits:
+            part = values[at : at + digits]
+            numbers.append(sum(int(digit) * self.base**i for i, digit in enumerate(part)))
+            at += digits
+        count, first, squares = numbers
+        return [v > 0 for v in values[: self.params]], count, squares * self.ranks == first**2
 
 
-def tail_length(dtype: Any, world_size: int, params: int) -> int:
-    """Return how many elements the tail takes: flags and digits."""
-    base = tail_base(dtype, world_size)
+def _digits(base: int, bits: int) -> int:
     digits, reach = 0, 1
-    while reach < 2**_COUNT_BITS:
+    while reach < 2**bits:
         reach *= base
         digits += 1
-    return params + digits
-
-
-def write_tail(tail: Any, used: Sequence[bool], count: int, world_size: int) -> None:
-    """Write flags and the digits of ``count`` into ``tail``."""
-    base = tail_base(tail.dtype, world_size)
-    digits = []
-    for _ in range(tail.size - len(used)):
-        count, digit = divmod(count, base)
-        digits.append(digit)
-    xp = array_namespace(tail)
-    tail[...] = xp.asarray([*map(float, used), *map(float, digits)], dtype=tail.dtype)
-
-
-def read_tail(tail: Any, params: int, world_size: int) -> tuple[list[bool], int]:
-    """Return which parameters were used on any rank, and the total count."""
-    values = tail.tolist()
-    base = tail_base(tail.dtype, world_size)
-    count = sum(int(digit) * base**place for place, digit in enumerate(values[params:]))
-    return [v > 0 for v in values[:params]], count
+    return digits

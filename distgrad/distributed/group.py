@@ -16,11 +16,13 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 
 from distgrad.config import nearest
+from distgrad.distributed.shared import Slab
+from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -30,7 +32,6 @@ from distgrad.errors import (
     signature,
 )
 
-HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 G = TypeVar("G", bound="ProcessGroup")
 
@@ -67,42 +68,6 @@ class Transfer:
     tag: int = 0
 
 
-class Work(ABC):
-    """A transfer under way.
-
-    ``call`` says which, ``sequence`` is its number on its channel, counted alike by every rank.
-    """
-
-    __slots__ = ("call", "sequence")
-
-    def __init__(self, call: str, sequence: int) -> None:
-        self.call = call
-        self.sequence = sequence
-
-    @abstractmethod
-    def test(self) -> bool:
-        """Return whether the transfer is complete, after giving it a push; never blocks.
-
-        Raises:
-            DistributedError: the ranks disagree about the call, or another rank has failed.
-        """
-
-    @abstractmethod
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Return when the transfer is complete.
-
-        Args:
-            timeout_s: seconds to wait at most; None takes the group's ``timeout_s``.
-
-        Raises:
-            DistributedError: as for `test`, or the time is over.
-        """
-
-    @abstractmethod
-    def is_completed(self) -> bool:
-        """Return whether the transfer is known to be over, without pushing it."""
-
-
 class ProcessGroup(ABC):
     """Ranks that work together, seen from one of them.
 
@@ -131,6 +96,7 @@ class ProcessGroup(ABC):
         self.sequence = 0  # transfers started on this channel
         self.closed = False
         self.siblings: dict[str, ProcessGroup] = {name: self}
+        self.hosts: list[list[int]] = [[r] for r in range(size)]  # which ranks share memory
 
     def __repr__(self) -> str:
         return f"ProcessGroup({self.backend}, rank {self.rank} of {self.size}, {self.name!r})"
@@ -150,6 +116,28 @@ class ProcessGroup(ABC):
 
     def _agree(self, call: str) -> None:  # noqa: B027  a backend that compares later needs nothing
         """Raise on every rank when the ranks are not all about to make the same ``call``."""
+
+    def _share(self, nbytes: int, signals: int) -> Slab | None:
+        """Return common memory of the ranks of this host, or None where there is none."""
+        return None
+
+    def shared_memory(self, nbytes: int, signals: int) -> Slab | None:
+        """Return memory that all ranks of this host see, or None.
+
+        None where hosts have unequal numbers of ranks, or ranks that do not follow each other, or
+        where a rank gets no such memory.
+
+        Args:
+            nbytes: of each rank.
+            signals: numbers that each rank can set.
+
+        Ranks: a collective, with the same arguments.
+        """
+        sizes = {len(ranks) for ranks in self.hosts}
+        ordered = [rank for ranks in self.hosts for rank in ranks] == list(range(self.size))
+        if len(sizes) > 1 or sizes == {1} or not ordered:
+            return None
+        return self._share(nbytes, signals)
 
     def close(self) -> None:
         """Release the group on all its channels; later calls raise."""
@@ -295,6 +283,17 @@ class ProcessGroup(ABC):
         self._check_peer(call, "src", src, other=True)
         _check_in_place(call, array)
         self._begin(Transfer("recv", call, array, array, peer=src, tag=tag)).wait()
+
+    def start_send(self, array: HostArray, dst: int, tag: int, call: str) -> Work:
+        """Start to send ``array``, which must not change until the work is complete.
+
+        Nothing is checked: for algorithms that are made of messages. ``call`` names their whole.
+        """
+        return self._begin(Transfer("send", call, array, array, peer=dst, tag=tag))
+
+    def start_recv(self, array: HostArray, src: int, tag: int, call: str) -> Work:
+        """Start to receive into ``array``; as `start_send`."""
+        return self._begin(Transfer("recv", call, array, array, peer=src, tag=tag))
 
     # Inside
 

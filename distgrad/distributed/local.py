@@ -11,9 +11,9 @@ from distgrad.distributed.group import (
     CompletedWork,
     ProcessGroup,
     Transfer,
-    Work,
     link_channels,
 )
+from distgrad.distributed.work import Work
 from distgrad.errors import DistributedError
 
 

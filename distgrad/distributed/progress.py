@@ -24,22 +24,14 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from distgrad.distributed.group import DEFAULT_TIMEOUT_S, ProcessGroup, Work
+from distgrad.distributed.group import DEFAULT_TIMEOUT_S, ProcessGroup
+from distgrad.distributed.waiting import nap_s
+from distgrad.distributed.work import Work
 from distgrad.errors import DistributedError
 
 MAX_OPEN = 4  # jobs started and not complete; more only share the same wire
 CLOSE_TIMEOUT_S = 5.0
 _FAST_SWITCH_S = 1e-4
-
-
-def nap_s(waited_s: float) -> float:
-    """Return how long to sleep before the next test after ``waited_s`` without progress.
-
-    Example:
-        >>> nap_s(0.0), nap_s(0.005), nap_s(1.0)
-        (5e-05, 0.0002, 0.001)
-    """
-    return 5e-5 if waited_s < 1e-3 else 2e-4 if waited_s < 1e-2 else 1e-3
 
 
 class Job(Work):

@@ -10,6 +10,18 @@ Note [Means are exact]
     over its samples; with ``"mean"`` that of a mean, which is multiplied by the rank's count first.
     Sums and counts are all-reduced together, and the quotient is the gradient of the big batch,
     however unevenly samples lie on the ranks.
+
+Note [Determinism]
+    "off"    the MPI library may add, in an order of its own.
+    "run"    the same ranks give the same bits: they are added in the order of a tree over ranks.
+    "world"  any number of ranks gives the same bits: the tree is over V shards of the batch, and a
+             rank runs one backward for each of its shards, always the same ones. The gradients of
+             each shard are kept apart until both halves of a larger subtree are there (`tree`).
+
+Note [Lost step]
+    Buckets are matched by number, so ranks may fill them in any order. The last one carries the
+    number of this reduction, and its square: the sum of the squares is the square of the sum over P
+    only if all ranks have the same number. Otherwise all ranks see so, and say where each one is.
 """
 
 from __future__ import annotations
@@ -19,21 +31,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from distgrad.autograd.engine import queue_callback
 from distgrad.backend.device import CPU, device_of, to_device
-from distgrad.distributed.bucket import (
-    Bucket,
-    plan_buckets,
-    read_tail,
-    tail_length,
-    write_tail,
-)
-from distgrad.distributed.group import ProcessGroup, Work, check_same
+from distgrad.config import nearest
+from distgrad.distributed.bucket import Bucket, Memory, Tail, plan_buckets
+from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.progress import start_progress
+from distgrad.distributed.reduction import PHASES, Exchange, Reduction
+from distgrad.distributed.tree import Subtree, Tree
+from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import ArgumentError, GradError
 from distgrad.tensor import Tensor
 
 REDUCTIONS = ("mean", "sum")
+DETERMINISM = ("off", "run", "world")
 
 
 class Span(NamedTuple):
@@ -51,9 +64,9 @@ class _Timed(Work):
 
     __slots__ = ("_inner", "done", "started")
 
-    def __init__(self, inner: Work) -> None:
+    def __init__(self, inner: Work, started: float) -> None:
         super().__init__(inner.call, inner.sequence)
-        self._inner, self.started, self.done = inner, time.perf_counter(), 0.0
+        self._inner, self.started, self.done = inner, started, 0.0
 
     def test(self) -> bool:
         """Return whether the transfer is complete."""
@@ -80,9 +93,11 @@ class Reducer:
         group: the ranks.
         reduction: "mean" where the loss is a mean over the local samples, "sum" where it is a sum.
         bucket_cap_mb: MiB of a bucket (default 25, the first one 1).
+        determinism: "off", "run" or "world"; see Note [Determinism].
+        shards: V, of "world": how many backwards all ranks together make up one reduction.
 
     Ranks: all, with the same parameters; compared here, and every rank raises on a difference.
-    Cost: one all-reduce of the gradients per synchronised backward.
+    Cost: one all-reduce of the gradients per synchronised backward, or per V of them.
     """
 
     def __init__(
@@ -91,40 +106,44 @@ class Reducer:
         group: ProcessGroup,
         reduction: str = "mean",
         bucket_cap_mb: float | None = None,
+        determinism: str = "run",
+        shards: int | None = None,
     ) -> None:
         """Compare and lay out the parameters, and hook their gradients."""
-        if reduction not in REDUCTIONS:
-            raise ArgumentError(f"reduction={reduction!r}: takes one of {', '.join(REDUCTIONS)}")
         self.named = [(n, p) for n, p in named if p.requires_grad]
         if not self.named:
             raise ArgumentError("Reducer(): no parameter requires a gradient; nothing to reduce")
-        self.group, self.reduction = group, reduction
+        self.group, self.reduction, self.determinism = group, reduction, determinism
+        self.tree = _tree(group, reduction, determinism, shards)
         self.enabled = True  # False inside no_sync
-        self.count = 0  # samples since the last reduction
+        self.count = 0  # samples since the last backward that was not in no_sync
         self.explicit_count = False  # the user counts
         self.reduced = False  # the gradients are means, not sums
+        self.reductions = 0  # since the beginning
         self.timeline: list[Span] | None = None  # set to a list to record
         self.waited_s = 0.0  # backward stood still for communication: exposed, in seconds
-        check_same(group, "parameters of the model", _fingerprint(self.named))
+        check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
-        self.buckets = self._make_buckets(bucket_cap_mb)
-        self._place = {id(p): (b, i) for b in self.buckets for i, p in enumerate(b.params)}
-        self._index = {id(p): i for i, (_, p) in enumerate(self.named)}
+        self._lay_out(plan_buckets(self.named, bucket_cap_mb))
+        self._next_step()
         self._progress = start_progress(self.channel) if group.size > 1 else None
-        self._running, self._launched = False, 0
+        self._running = False
         self._handles = [p.register_post_accumulate_grad_hook(self._hook) for _, p in self.named]
 
-    def _make_buckets(self, cap_mb: float | None) -> list[Bucket]:
-        plan = plan_buckets(self.named, cap_mb)
-        buckets = []
+    def _lay_out(self, plan: Sequence[Sequence[int]]) -> None:
+        """Make the buckets."""
+        nbytes = sum(p.array.nbytes for _, p in self.named)
+        last = self.named[plan[-1][0]][1].array.dtype
+        self.tail = Tail(last, self.group.size, len(self.named))
+        extra = self.tail.length * last.itemsize
+        memory = Memory(self.channel, self.tree, nbytes + extra, len(plan))
+        self.buckets = []
         for index, places in enumerate(plan):
-            params = [self.named[i][1] for i in places]
-            names = [self.named[i][0] for i in places]
-            last = index == len(plan) - 1
-            size = self.group.size
-            tail = tail_length(params[0].array.dtype, size, len(self.named)) if last else 0
-            buckets.append(Bucket(index, params, names, tail))
-        return buckets
+            names, params = zip(*(self.named[i] for i in places), strict=True)
+            tail = self.tail.length if index == len(plan) - 1 else 0
+            self.buckets.append(Bucket(index, params, names, memory, tail))
+        self._place = {id(p): (b, i) for b in self.buckets for i, p in enumerate(b.params)}
+        self._index = {id(p): i for i, (_, p) in enumerate(self.named)}
 
     def broadcast_parameters(self, src: int = 0) -> None:
         """Give every rank the parameter values of rank ``src``."""
@@ -154,14 +173,15 @@ class Reducer:
         """Get ready for a forward that trains.
 
         Raises:
-            GradError: with ``reduction="sum"``, gradients that are means already would be added to.
+            GradError: sums would be added to gradients that are means already.
         """
         if self._running:  # an exception left the backward before
             self.reset()
+            self._next_step()
         grad = self.named[-1][1].grad
         if grad is None:
             self.reduced = False
-        elif self.reduced and self.reduction == "sum" and grad.array.any():
+        elif self.reduced and self._only_sums and grad.array.any():
             raise GradError(
                 "forward(): the gradients were already reduced to means, and sums cannot be "
                 "added to them; call optimizer.zero_grad() first, or accumulate in no_sync()"
@@ -169,10 +189,18 @@ class Reducer:
 
     def reset(self) -> None:
         """Forget the backward that is running."""
-        self._running, self._launched = False, 0
+        self._running = False
         for bucket in self.buckets:
             bucket.ready.clear()
-            bucket.job = None
+            bucket.job, bucket.launched = None, False
+
+    def _next_step(self) -> None:
+        """Begin with the first shard."""
+        self.shard = self.local_shards[0]  # the one that the next backward belongs to
+        self._total = 0  # samples of the shards before this one
+        self._used = [False] * len(self.named)  # in the shards before this one
+        for bucket in self.buckets:
+            bucket.total.stack.clear()
 
     def close(self) -> None:
         """Remove the hooks and end the communication thread."""
@@ -180,6 +208,16 @@ class Reducer:
             handle.remove()
         if self._progress is not None:
             self._progress.close()
+
+    @property
+    def _only_sums(self) -> bool:
+        return self.reduction == "sum" or self.tree.shards > self.group.size
+
+    @property
+    def local_shards(self) -> range:
+        """The shards of this rank."""
+        bounds, rank = self.tree.bounds, self.group.rank
+        return range(bounds[rank], bounds[rank + 1])
 
     # ------------------------------------------------------------------ during backward
     def _hook(self, param: Tensor) -> None:
@@ -192,15 +230,25 @@ class Reducer:
         bucket, place = self._place[id(param)]
         self._adopt(param)
         bucket.ready.add(place)
-        while self._next.full and not self._next.tail:
-            self._launch()
+        if bucket.full and not bucket.tail:
+            self._launch_what_may(bucket)
         if self._progress is not None:
             self._progress.poll()
 
+    def _launch_what_may(self, bucket: Bucket) -> None:
+        """Launch a full bucket; the library's all-reduce needs one order on all ranks."""
+        if self.determinism != "off":
+            self._launch(bucket)
+            return
+        for following in self.buckets:
+            if following.tail or not following.full:
+                return
+            if not following.launched:
+                self._launch(following)
+
     @property
-    def _next(self) -> Bucket:
-        """The bucket to send next: in the same order on all ranks, or sums would get mixed."""
-        return self.buckets[self._launched]
+    def _last_shard(self) -> bool:
+        return self.shard == self.local_shards[-1]
 
     def _adopt(self, param: Tensor) -> None:
         """Move a gradient that does not lie in its bucket (set by hand, or a graph) there."""
@@ -217,51 +265,84 @@ class Reducer:
         view.array[...] = grad.array
         param.grad = view
 
-    def _launch(self) -> None:
-        """Hand the next bucket to the communication thread."""
-        bucket = self._next
-        self._launched += 1
-        if self._progress is None:
-            return
-        if self.reduction == "mean":
+    def _launch(self, bucket: Bucket) -> None:
+        """Add a bucket that is full to this rank's sums; with the last shard, send them."""
+        bucket.launched = True
+        if self.reduction == "mean" and self.group.size * self.tree.shards > 1:
             gradients = bucket.gradients
             if self.count:
                 gradients *= self.count
             else:
                 gradients[...] = 0  # the mean of no samples is not a number
+        part = Subtree(self.shard, 1)
+        if not self._last_shard:
+            bucket.keep(part)
+        elif self._progress is not None:
+            self._send(bucket, bucket.settle(part))
+        elif self.tree.shards > 1:
+            bucket.reduce_alone(part)
+
+    def _send(self, bucket: Bucket, arrays: list[HostArray]) -> None:
+        """Hand a bucket to the communication thread."""
+        assert self._progress is not None
         bucket.filled_at = time.perf_counter()
-        tag = f"bucket {bucket.index}"
+        call = f"all_reduce({bucket.describe()})"
+        channel, tree = self.channel, self.tree
 
         def start() -> Work:
-            work = bucket.work = _Timed(
-                self.channel.start_all_reduce(bucket.stage_out(), "sum", tag)
-            )
-            return work
+            began = time.perf_counter()
+            work: Work
+            if self.determinism == "off" and bucket.common is None:
+                work = channel.start_all_reduce(bucket.wire, "sum", f"bucket {bucket.index}")
+            else:
+                exchange = Exchange(
+                    channel, arrays, tree.parts, np.add, bucket.index * PHASES, call,
+                    common=bucket.common,
+                )  # fmt: skip
+                work = Reduction(exchange)
+            timed = bucket.work = _Timed(work, began)
+            return timed
 
         bucket.job = self._progress.submit(start)
 
     def _finish(self) -> None:
         """Send what is left at the end of backward, wait for all, and divide."""
-        used = [p.grad is not None for _, p in self.named]
-        for bucket in self.buckets[self._launched :]:
-            for param, span in zip(bucket.params, bucket.spans, strict=True):
-                if param.grad is None:
-                    bucket.flat[span] = 0
-                else:
-                    self._adopt(param)
-            if bucket.tail:
-                tail = bucket.flat[bucket.spans[-1].stop :]
-                write_tail(tail, used, self.count, self.group.size)
-        while self._launched < len(self.buckets):
-            self._launch()
+        for i, (_, p) in enumerate(self.named):
+            self._used[i] |= p.grad is not None
+        self._total += self.count
+        for bucket in self.buckets:
+            if not bucket.launched:
+                self._fill(bucket)
+                self._launch(bucket)
+        if self._last_shard:
+            self._complete()
+        else:
+            self.shard += 1
+            for _, p in self.named:
+                p.grad = None
+        self.count, self.explicit_count = 0, False
+        self.reset()
+
+    def _fill(self, bucket: Bucket) -> None:
+        """Put zeros where a parameter has no gradient."""
+        for param, span in zip(bucket.params, bucket.spans, strict=True):
+            if param.grad is None:
+                bucket.flat[span] = 0
+            else:
+                self._adopt(param)
+        if bucket.tail:
+            self.tail.write(bucket.end, self._used, self._total, self.reductions, self._last_shard)
+
+    def _complete(self) -> None:
+        """Wait for all buckets and divide."""
         began = time.perf_counter()
         for bucket in self.buckets:
             self._wait(bucket)
         self.waited_s += time.perf_counter() - began
         self._divide()
         self.reduced = True
-        self.count, self.explicit_count = 0, False
-        self.reset()
+        self.reductions += 1
+        self._next_step()
 
     def _wait(self, bucket: Bucket) -> None:
         if bucket.job is None:
@@ -275,9 +356,10 @@ class Reducer:
 
     def _divide(self) -> None:
         """Turn sums into means; leave ``None`` where no rank has a gradient."""
-        last = self.buckets[-1]
-        used, total = read_tail(last.flat[last.spans[-1].stop :], len(self.named), self.group.size)
-        if self.reduction == "sum" or self.group.size > 1:
+        used, total, together = self.tail.read(self.buckets[-1].end)
+        if not together:
+            check_same(self.group, "reductions before this backward", str(self.reductions))
+        if self.reduction == "sum" or self.group.size * self.tree.shards > 1:
             if total < 1:
                 raise GradError(
                     "backward(): the global sample count is 0, so there is no mean; call the "
@@ -290,5 +372,24 @@ class Reducer:
             param.grad = param._grad_buffer if anywhere else None
 
 
-def _fingerprint(named: Sequence[tuple[str, Tensor]]) -> str:
-    return "; ".join(f"{n} {p.array.dtype}{list(p.array.shape)}" for n, p in named)
+def _tree(group: ProcessGroup, reduction: str, determinism: str, shards: int | None) -> Tree:
+    """Return who has which shards, or raise on what was asked for."""
+    for name, value, known in (
+        ("reduction", reduction, REDUCTIONS),
+        ("determinism", determinism, DETERMINISM),
+    ):
+        if value not in known:
+            raise ArgumentError(
+                f"{name}={value!r}: takes one of {', '.join(known)}{nearest(value, known)}"
+            )
+    if shards is not None and determinism != "world":
+        raise ArgumentError(
+            f"shards={shards}, determinism={determinism!r}: shards belong to determinism='world'"
+        )
+    return Tree(group.size if shards is None else shards, group.size)
+
+
+def _fingerprint(reducer: Reducer) -> str:
+    params = "; ".join(f"{n} {p.array.dtype}{list(p.array.shape)}" for n, p in reducer.named)
+    how = f"{reducer.determinism}, {reducer.tree.shards} shards, {reducer.reduction}"
+    return f"{params}; {how}"

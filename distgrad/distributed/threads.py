@@ -20,26 +20,33 @@ import numpy as np
 from distgrad.distributed.default import set_thread_group
 from distgrad.distributed.group import (
     CompletedWork,
-    HostArray,
     ProcessGroup,
     Transfer,
-    Work,
     disagreement,
     link_channels,
     tree_reduce,
 )
+from distgrad.distributed.shared import Slab
+from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import ArgumentError, DistributedError, describe
 
 T = TypeVar("T")
 
 
-def run_ranks(n: int, fn: Callable[..., T], *args: object, timeout_s: float = 60.0) -> list[T]:
+def run_ranks(
+    n: int,
+    fn: Callable[..., T],
+    *args: object,
+    timeout_s: float = 60.0,
+    ranks_per_host: int | None = None,
+) -> list[T]:
     """Return what ``fn(group, *args)`` returns on each of ``n`` ranks, run as threads.
 
     Args:
         n: number of ranks.
         fn: called once in each thread, with that rank's group, which is also its default group.
         timeout_s: seconds for all of it, and for each wait of a rank.
+        ranks_per_host: how many of them share memory; default is all.
 
     Raises:
         Exception: what the first failing rank raised; the other ranks are stopped at their next
@@ -52,7 +59,7 @@ def run_ranks(n: int, fn: Callable[..., T], *args: object, timeout_s: float = 60
     """
     if n < 1:
         raise ArgumentError(f"run_ranks({n}): needs one rank or more")
-    world = _World(n)
+    world = _World(n, ranks_per_host or n)
     results: dict[int, T] = {}
 
     def body(rank: int) -> None:
@@ -83,8 +90,9 @@ def run_ranks(n: int, fn: Callable[..., T], *args: object, timeout_s: float = 60
 class _World:
     """What the ranks share. ``changed`` guards all of it and is notified at every change."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, ranks_per_host: int) -> None:
+        self.size, self.ranks_per_host = size, ranks_per_host
+        self.slabs: dict[tuple[str, int], dict[int, tuple[HostArray, HostArray]]] = {}
         self.changed = threading.Condition()
         self.rounds: dict[tuple[str, int], _Round] = {}
         self.mail: dict[tuple[str, int, int, int], deque[tuple[str, HostArray]]] = {}
@@ -238,6 +246,9 @@ class ThreadGroup(ProcessGroup):
     def __init__(self, world: _World, rank: int, name: str, timeout_s: float) -> None:
         super().__init__(rank, world.size, rank, world.size, name, timeout_s)
         self.world = world
+        step = world.ranks_per_host
+        ranks = list(range(world.size))
+        self.hosts = [ranks[first : first + step] for first in ranks[::step]]
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """Stop every rank: they raise DistributedError at their next collective, this one now."""
@@ -255,6 +266,16 @@ class ThreadGroup(ProcessGroup):
         if transfer.collective == "recv":
             return _RecvWork(self, transfer, self._box(transfer.peer, self.rank, transfer.tag))
         return self._join_round(transfer)
+
+    def _share(self, nbytes: int, signals: int) -> Slab | None:
+        mine = np.empty(nbytes, np.uint8), np.zeros(signals, np.int64)
+        with self.world.changed:
+            all_ = self.world.slabs.setdefault((self.name, self.sequence), {})
+            all_[self.rank] = mine
+        self.barrier()
+        ranks = next(ranks for ranks in self.hosts if self.rank in ranks)
+        memory, rows = zip(*(all_[rank] for rank in ranks), strict=True)
+        return Slab(memory, rows, ranks.index(self.rank), lambda: None)
 
     def _join_round(self, transfer: Transfer) -> Work:
         world, key = self.world, (self.name, self.sequence)

@@ -28,22 +28,22 @@ def threads(local_size: int) -> int:
     return int(per_task) if per_task.isdigit() else max(1, cores() // local_size)
 
 
-def missing(local_size: int) -> dict[str, str]:
-    """Return the variables to set for ``local_size`` ranks; those of the user stay."""
-    count = os.environ.get("OMP_NUM_THREADS", str(threads(local_size)))
-    return {name: count for name in VARIABLES if name not in os.environ}
+def missing(count: int) -> dict[str, str]:
+    """Return the variables to set for ``count`` threads; those of the user stay."""
+    text = os.environ.get("OMP_NUM_THREADS", str(count))
+    return {name: text for name in VARIABLES if name not in os.environ}
 
 
-def limit(local_size: int) -> None:
+def limit(count: int) -> None:
     """Limit the BLAS threads of this process, which is replaced by a fresh one if need be.
 
     BLAS reads the variables when NumPy is loaded, and ``python -m distgrad.launch`` loads it with
     the package, before any line of the launcher.  The fresh process finds the variables set.
     """
-    wanted = missing(local_size)
-    if local_size == 1 or not wanted:
-        return  # one rank takes all cores, as BLAS does by itself
+    wanted = missing(count)
+    if count == cores() or not wanted:
+        return  # all cores are what BLAS takes by itself
     os.environ.update(wanted)
-    if "numpy" in sys.modules and threads(local_size) != cores():
+    if "numpy" in sys.modules:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import runpy
 import shutil
 import sys
@@ -58,7 +59,9 @@ def main(argv: list[str]) -> int:
         _become_ranks(resolved, hint)
     except _MESSAGE_ONLY as error:
         return _refused(hint, error, USAGE if isinstance(error, ConfigError) else ERROR)
-    blas.limit(hint.local_size or 1)
+    blas.limit(_threads(resolved, hint.local_size or 1))
+    if resolved["determinism"]:
+        os.environ[SWITCHES["determinism"].env] = resolved["determinism"]
     spawn.close_input(hint)
     faulthandler.enable(file=sys.__stderr__ or sys.stderr)
     try:
@@ -66,6 +69,20 @@ def main(argv: list[str]) -> int:
     except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
         return _refused(hint, error, ERROR)
     return Launch(command.target, job, resolved).run(group)
+
+
+def _threads(resolved: Resolved, local_size: int) -> int:
+    """Return the BLAS threads of this rank.
+
+    BLAS adds in another order with more threads, so a job whose bits must not depend on the number
+    of ranks has one thread however few ranks share the host.
+    """
+    if resolved["threads"]:
+        return int(resolved["threads"])
+    job = resolved.config is not None
+    if (resolved["determinism"] or ("world" if job else "run")) == "world":
+        return 1
+    return blas.threads(local_size)
 
 
 def _group(job: jobs.Job | None, hint: WorldHint) -> ProcessGroup:
@@ -127,7 +144,7 @@ def _become_ranks(resolved: Resolved, hint: WorldHint) -> None:
     if nproc == "auto" or (nproc is None and hosts):
         nproc = spawn.slots(hosts) if hosts else blas.cores()
     if nproc is not None and (nproc > 1 or hosts or resolved["hostfile"]):
-        spawn.start(nproc, hosts, resolved["hostfile"])
+        spawn.start(nproc, hosts, resolved["hostfile"], _threads(resolved, nproc))
 
 
 class Launch:
@@ -279,7 +296,7 @@ def banner(group: ProcessGroup, run: RunDir, resume_from: Path | None) -> str:
         parts += [f"mpi4py {have['mpi4py']}", str(have["mpi"])]
     hosts = -(-group.size // group.local_size)
     count = f"{hosts} host{'s' * (hosts > 1)} x {group.local_size}"
-    threads = blas.threads(group.local_size)
+    threads = os.environ.get("OMP_NUM_THREADS", blas.threads(group.local_size))
     return "\n".join(
         [
             "  ".join(parts),

@@ -135,8 +135,11 @@ def _open_mpi_options(ranks: int, local: bool) -> list[str]:
     return words
 
 
-def start(ranks: int, hosts: str | None, hostfile: str | None) -> NoReturn:
+def start(ranks: int, hosts: str | None, hostfile: str | None, threads: int) -> NoReturn:
     """Become the mpirun that runs this very command line on ``ranks`` ranks.
+
+    Args:
+        threads: BLAS threads of each rank, if all are on this host.
 
     Raises:
         ConfigError: if this process is itself such a rank and knows of no others.
@@ -149,7 +152,7 @@ def start(ranks: int, hosts: str | None, hostfile: str | None) -> NoReturn:
         )
     os.environ[STARTED] = "1"
     if not (hosts or hostfile):
-        os.environ.update(blas.missing(ranks))
+        os.environ.update(blas.missing(threads))
     words = command(mpirun, ranks, hosts, hostfile)
     sys.stdout.flush()
     _read_nothing()  # an mpirun that reads the terminal stops in the background

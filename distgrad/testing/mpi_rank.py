@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from distgrad.distributed.mpi import start_mpi
-from distgrad.distributed.progress import nap_s
+from distgrad.distributed.waiting import nap_s
 from distgrad.testing.worlds import drop_foreign_skip, world_of
 
 ABORTED = 86  # exit status of a job that a failed rank ended

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import distgrad as dg
+from distgrad.backend.random import use_generator
 from distgrad.errors import DistributedError
 from distgrad.nn.parallel import DistributedDataParallel
 
@@ -89,3 +90,36 @@ def test_the_last_bucket_travels_while_backward_goes_on(group):
     if group.size > 1:
         assert order[0][0]
         assert not order[0][-1]
+
+
+def trained_in_shards(group, clip):
+    """Return the bytes of the weights after steps on eight shards, with dropout."""
+    with use_generator(dg.Generator().manual_seed(3)):  # ranks may be threads of one process
+        return _trained_in_shards(group, clip)
+
+
+def _trained_in_shards(group, clip):
+    net = dg.nn.Sequential(
+        dg.nn.Linear(5, 300), dg.nn.Dropout(0.3), dg.nn.GELU(), dg.nn.Linear(300, 3)
+    )
+    ddp = DistributedDataParallel(
+        net, process_group=group, bucket_cap_mb=1e-3, determinism="world", shards=8
+    )
+    optimizer = dg.optim.AdamW(net.parameters(), lr=0.01)
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        x = rng.standard_normal((43, 5)).astype(np.float32)
+        y = rng.standard_normal((43, 3)).astype(np.float32)
+        optimizer.zero_grad()
+        for shard in ddp.local_shards:
+            rows = slice(shard * 43 // 8, (shard + 1) * 43 // 8)
+            loss(ddp(dg.from_numpy(x[rows])), y[rows], "mean").backward()
+        if clip:
+            dg.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        optimizer.step()
+    return b"".join(p.numpy(force=True).tobytes() for p in net.parameters())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_world_mode_gives_the_bits_of_one_rank(group, clip):
+    assert trained_in_shards(group, clip) == trained_in_shards(dg.distributed.local_group(), clip)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from distgrad.config import nearest
+from distgrad.distributed.tree import shard_bounds
 from distgrad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,8 +104,4 @@ def micro_batches(global_batch: int, micro_batch: int, world_size: int) -> list[
             f"{world_size * micro_batch}"
         )
     rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(count)]
-    each, more = divmod(count, world_size)
-    cuts = [0]
-    for rank in range(world_size):
-        cuts.append(cuts[-1] + each + (rank < more))
-    return [rows[a:b] for a, b in pairwise(cuts)]
+    return [rows[a:b] for a, b in pairwise(shard_bounds(count, world_size))]

@@ -31,6 +31,7 @@ class DigitsConfig(TrainingConfig):
 
 
 DEFAULTS = DigitsConfig()
+EVALUATED = 64  # scans in one forward
 
 
 def network(kind: str) -> nn.Module:
@@ -81,13 +82,14 @@ class DigitsTask:
 
     def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
         """Return loss, hits and count of this rank's share of the held-out scans."""
-        share = [np.array_split(part, size)[rank] for part in self.held_out]
-        sums = np.zeros(3)
-        if len(share[1]):
-            x, y = self._tensors(*share)
+        cuts = range(EVALUATED, len(self.held_out[1]), EVALUATED)
+        parts = list(zip(*(np.split(part, cuts) for part in self.held_out), strict=True))
+        sums = np.zeros((len(parts), 3))
+        for i in range(rank, len(parts), size):
+            x, y = self._tensors(*parts[i])
             output = self.model(x)
             hits = (output.argmax(1) == y).sum().item()
-            sums += [self.loss(output, y)[0].item(), hits, len(y)]
+            sums[i] = self.loss(output, y)[0].item(), hits, len(y)
         return sums, lambda s: {
             "val_loss": float(s[0] / s[2]),
             "val_accuracy": float(s[1] / s[2]),

@@ -138,12 +138,11 @@ class TextTask:
         """Return the summed loss over this rank's windows of the held-out tail."""
         tail, window = self.corpus.held_out, self.config.context
         starts = np.arange(0, len(tail) - window, window)
-        mine = np.array_split(starts, size)[rank]
-        sums = np.zeros(2)
-        for part in np.array_split(mine, max(1, -(-len(mine) // 32))):
-            if len(part):
-                loss, count = self.loss(*self._pair(self._windows(tail, part)))
-                sums += [loss.item(), count]
+        parts = np.array_split(starts, -(-len(starts) // 32))
+        sums = np.zeros((len(parts), 2))
+        for i in range(rank, len(parts), size):
+            loss, count = self.loss(*self._pair(self._windows(tail, parts[i])))
+            sums[i] = loss.item(), count
         return sums, lambda total: {"val_loss": float(total[0] / total[1])}
 
     def _pair(self, xy: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

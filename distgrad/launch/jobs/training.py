@@ -21,6 +21,7 @@ from distgrad import optim
 from distgrad.autograd.mode import no_grad
 from distgrad.backend.device import cuda_device_count, namespace_of
 from distgrad.backend.device import device as Device
+from distgrad.config import switch
 from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.errors import ConfigError, DeviceError
 from distgrad.launch import checkpoint, plot
@@ -77,7 +78,10 @@ class Task(Protocol):
         """Return the summed loss and how many units it is a sum over."""
 
     def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
-        """Return sums over this rank's share, and what turns global sums into metrics."""
+        """Return a row of sums for each part of the held-out data, and what makes metrics of all.
+
+        The parts are the same for every number of ranks; rows of other ranks' parts are 0.
+        """
 
     def finish(self, say: Callable[[str], None]) -> None:
         """Show what the trained model can do."""
@@ -108,9 +112,12 @@ class Trainer:
         self.config, self.context, self.task = config, context, task
         self.group = group = context.group
         self.shares = micro_batches(config.global_batch, config.micro_batch, group.size)
+        self.determinism = switch("determinism") or "world"
+        shards = sum(map(len, self.shares)) if self.determinism == "world" else None
         self.ddp = DistributedDataParallel(
-            task.model, process_group=group, reduction="sum", bucket_cap_mb=config.bucket_cap_mb
-        )
+            task.model, process_group=group, reduction="sum", bucket_cap_mb=config.bucket_cap_mb,
+            determinism=self.determinism, shards=shards,
+        )  # fmt: skip
         self.params = list(task.model.parameters())
         self.optimizer = optim.AdamW(
             self.params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
@@ -165,19 +172,22 @@ class Trainer:
 
     def _train_step(self) -> tuple[dict[str, Any], bool]:
         """Do one optimizer step and return its row of metrics and whether to stop."""
-        total, count, span = 0.0, 0, self._span
-        mine = self.shares[self.group.rank]
+        span, mine = self._span, self.shares[self.group.rank]
+        first = sum(map(len, self.shares[: self.group.rank]))
+        each = np.zeros((sum(map(len, self.shares)), 2))  # loss and units of each micro-batch
+        alone = self.determinism != "world"  # then only the last backward communicates
         self.optimizer.zero_grad()
         for number, rows in enumerate(mine):
-            with nullcontext() if number == len(mine) - 1 else self.ddp.no_sync():
+            quiet = alone and number < len(mine) - 1
+            with self.ddp.no_sync() if quiet else nullcontext():
                 with span("forward"):
                     x, y = self.task.batch(self.step, rows)
                     loss, units = self.task.loss(self.ddp(x), y)
                 self.ddp.add_count(units)
                 with span("backward"):
                     loss.backward()
-            total, count = total + loss.item(), count + units
-        sums = np.array([total, count, self.context.stop_requested()], np.float64)
+            each[first + number] = loss.item(), units
+        sums = np.append(each, self.context.stop_requested())
         agreed = self.group.channel("control").start_all_reduce(sums)
         with span("optimizer"):
             norm = float(clip_grad_norm_(self.params, self.config.clip))
@@ -185,14 +195,15 @@ class Trainer:
             self.optimizer.step()
             self.schedule.step()
         agreed.wait()
-        loss_mean = float(sums[0] / sums[1])
+        # Each number comes from one rank, and fsum rounds once: the bits are those of one rank.
+        loss_mean = math.fsum(sums[:-1:2]) / math.fsum(sums[1:-1:2])
         if not math.isfinite(loss_mean):
             raise FloatingPointError(
                 f"step {self.step}: the loss is {loss_mean}, gradient norm {norm:.3g}; lower --lr "
                 f"(now {lr:.3g})"
             )
         row = {"step": self.step, "loss": loss_mean, "lr": lr, "grad_norm": norm}
-        return row, bool(sums[2])
+        return row, bool(sums[-1])
 
     # ------------------------------------------------------------------ evaluation and report
     def _evaluate(self, row: dict[str, Any]) -> None:
@@ -202,7 +213,7 @@ class Trainer:
             sums, finish = self.task.evaluate(self.group.rank, self.group.size)
         self.task.model.train()
         self.group.all_reduce(sums)
-        row |= finish(sums)
+        row |= finish([math.fsum(column) for column in sums.T])
         self.best = min(self.best, row[self.task.metric])
         known = ", ".join(f"{k} {v:.2f}" for k, v in self.task.baselines.items())
         shown = "  ".join(f"{k} {row[k]:.4f}" for k in row if k.startswith("val_"))
@@ -276,6 +287,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         set_rng_state(wrap(np.array(state["rng"], np.uint8)))
         self.step, self.best = state["step"], state["best"]
+        self.ddp.reducer.reductions = self.step  # the random numbers of forward go by it
         self.metrics.keep_until(self.step)
 
     # ------------------------------------------------------------------ the end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from distgrad.autograd.mode import mode
 from distgrad.backend.device import CPU, device_of, to_device
+from distgrad.backend.random import Generator, current_generator, use_generator
+from distgrad.config import switch
 from distgrad.distributed import get_group, init_process_group, is_initialized, local_group
 from distgrad.distributed.env import world_from_env
 from distgrad.distributed.group import ProcessGroup
@@ -32,6 +35,13 @@ class DistributedDataParallel(Module):
             are found at the end of backward at no cost, gradients are views of buckets always.
         reduction: "mean" where the loss is a mean over the local batch, "sum" where it is a sum.
             Either way the gradient is that of the mean over the global batch.
+        determinism: "off" lets the MPI library add in an order of its own; "run" gives the same
+            bits on the same ranks; "world" gives the same bits on any number of ranks. Default is
+            what the launcher was told, or "run".
+        shards: with "world", into how many equal parts V the global batch is always cut (default:
+            one for each rank). Each rank runs one forward and backward for each of its parts,
+            which ``local_shards`` numbers; the last one communicates. Random numbers drawn in
+            forward belong to the part; elsewhere, draw what does not depend on the rank.
 
     Units: a sample is an entry of the first dimension of the first tensor that forward gets; call
         ``add_count`` to count otherwise, in tokens for example, or forward is called without
@@ -64,6 +74,8 @@ class DistributedDataParallel(Module):
         static_graph: bool = False,
         *,
         reduction: str = "mean",
+        determinism: str | None = None,
+        shards: int | None = None,
     ) -> None:
         """Lay out and compare the parameters, and start from those of rank 0."""
         super().__init__()
@@ -72,7 +84,12 @@ class DistributedDataParallel(Module):
         self.process_group = process_group if process_group is not None else _default_group()
         self.broadcast_buffers = broadcast_buffers
         named = list(module.named_parameters())
-        self.reducer = Reducer(named, self.process_group, reduction, bucket_cap_mb)
+        determinism = determinism or switch("determinism") or "run"
+        self.reducer = Reducer(
+            named, self.process_group, reduction, bucket_cap_mb, determinism, shards
+        )
+        self._generator, self._place = Generator(), (0, 0, -1)
+        self._seed = self.process_group.broadcast_object(current_generator().initial_seed())
         if init_sync:
             self.reducer.broadcast_parameters()
             self._broadcast_buffers()
@@ -85,13 +102,30 @@ class DistributedDataParallel(Module):
                 self._broadcast_buffers()
             if not self.reducer.explicit_count:
                 self.reducer.count += _samples(inputs, options, self.dim)
-        return self.module(*inputs, **options)
+        if self.reducer.determinism != "world" or not self.training:
+            return self.module(*inputs, **options)
+        with use_generator(self._stream()):
+            return self.module(*inputs, **options)
+
+    def _stream(self) -> Generator:
+        """Return the random numbers of the shard at hand: the same whichever rank has it."""
+        place = (self._seed, self.reducer.reductions, self.reducer.shard)
+        if self._place != place:
+            digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+            self._generator.manual_seed(int.from_bytes(digest, "little"))
+            self._place = place
+        return self._generator
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Only accumulate gradients in backwards inside the block; the next one outside sends."""
         with self.reducer.no_sync():
             yield
+
+    @property
+    def local_shards(self) -> range:
+        """The parts of the global batch that this rank computes, one backward for each."""
+        return self.reducer.local_shards
 
     def add_count(self, samples: int) -> None:
         """Weigh this rank by ``samples``, instead of by the length of its batches.

