@@ -26,6 +26,10 @@ class DtypeError(DistgradError, RuntimeError):
     """A dtype that the operation does not take or cannot produce."""
 
 
+class DtypeNotImplemented(DtypeError, NotImplementedError):
+    """A dtype for which there is no such function, where PyTorch's kernel is missing too."""
+
+
 class DeviceError(DistgradError, RuntimeError):
     """A device that is missing, or operands on different devices."""
 
@@ -36,6 +40,10 @@ class GradError(DistgradError, RuntimeError):
 
 class ArgumentError(DistgradError, ValueError):
     """An argument of the right type with a value that is not allowed."""
+
+
+class EmptyListError(ShapeError, ArgumentError):
+    """No tensor where one at least is needed."""
 
 
 class ArgumentTypeError(DistgradError, TypeError):
@@ -105,13 +113,15 @@ def _reason(
     """Return the class and the second half of the message for ``error``."""
     if isinstance(error, DistgradError):
         return type(error), str(error)
-    wrong = _not_tensor(operands, "'NoneType' object has no attribute 'array'" in str(error))
-    if wrong:
-        return ArgumentTypeError, wrong
-    mixed = _mixed_devices(operands)
-    if mixed:
-        return DeviceError, mixed
     text = str(error)
+    wrong = {
+        ArgumentTypeError: _not_tensor(operands, "'NoneType' object has no attribute" in text),
+        DeviceError: _mixed_devices(operands),
+        EmptyListError: _empty_list(op, operands) if isinstance(error, IndexError) else "",
+    }
+    for kind, what in wrong.items():
+        if what:
+            return kind, what
     if type(error).__name__ == "AxisError":
         return IndexOutOfRange, _axis_text(error, operands)
     if isinstance(error, MemoryError):
@@ -119,7 +129,8 @@ def _reason(
     if "broadcast" in text or "core dimension" in text or "aligned" in text:
         return ShapeError, _broadcast_text(op, operands, text)
     if "not supported for the input types" in text:
-        return DtypeError, f"not implemented for {_dtypes(operands)}; convert with .to(dtype)"
+        dtypes = _dtypes(operands)
+        return DtypeNotImplemented, f"not implemented for {dtypes}; convert with .to(dtype)"
     for kind in (IndexOutOfRange, ArgumentTypeError):
         if isinstance(error, kind.__mro__[2]):
             return kind, text
@@ -132,9 +143,16 @@ def _dtypes(operands: Mapping[str, object]) -> str:
 
 def _not_tensor(operands: Mapping[str, object], none_is_wrong: bool) -> str:
     for place, (name, value) in enumerate(operands.items(), 1):
-        listed = isinstance(value, list | tuple)
-        if hasattr(value, "array") or (listed and not _plain(value)):  # type: ignore[arg-type]
+        if hasattr(value, "array"):
             continue
+        if isinstance(value, list | tuple) and not _plain(value):
+            wrong = [i for i, v in enumerate(value) if not hasattr(v, "array")]
+            if not wrong:
+                continue
+            return (
+                f"expected Tensor as element {wrong[0]} in argument {place - 1}, but got "
+                f"{type(value[wrong[0]]).__name__}"
+            )
         if value is None and not none_is_wrong:
             continue
         return (
@@ -142,6 +160,11 @@ def _not_tensor(operands: Mapping[str, object], none_is_wrong: bool) -> str:
             f"make one with distgrad.tensor(...) or distgrad.from_numpy(...)"
         )
     return ""
+
+
+def _empty_list(op: str, operands: Mapping[str, object]) -> str:
+    empty = any(isinstance(v, list | tuple) and not v for v in operands.values())
+    return f"{op} expects a non-empty list of Tensors" if empty else ""
 
 
 def _plain(value: Sequence[Any]) -> bool:

@@ -5,17 +5,29 @@ Mathematics, methods and operators are attached from the table of operations (``
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar, NoReturn
 
 import numpy
 
 from distgrad.backend import device as _device
 from distgrad.backend import dtype as _dtype
+from distgrad.backend import layout as _layout
 from distgrad.backend.format import format_array
-from distgrad.errors import ArgumentTypeError, DeviceError, GradError, ShapeError
+from distgrad.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeviceError,
+    DtypeError,
+    GradError,
+    IndexOutOfRange,
+    ShapeError,
+)
 
 ndarray = numpy.ndarray
 
@@ -86,15 +98,15 @@ class Tensor:
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_grad",
         "_node",
+        "_requires",
         "_shared",
         "array",
-        "grad",
-        "requires_grad",
     )
     array: Any
-    requires_grad: bool
-    grad: Tensor | None
+    _requires: bool  # what ``requires_grad`` says, without its checks
+    _grad: Tensor | None  # the same for ``grad``
     _node: Any
     _shared: Shared | None
 
@@ -105,8 +117,14 @@ class Tensor:
     _replay: Callable[[Tensor], Tensor] | None = None  # rebuilds this view from its base
     _hooks: dict[int, Callable[..., Any]] | None = None
     _post_hooks: dict[int, Callable[..., Any]] | None = None
+    _accumulator: Any = None  # hooks and notes of its place in the graph
     _grad_buffer: Tensor | None = None
     _retains = False
+    _recording: ClassVar[list[Callable[[], bool]]] = []  # autograd adds: does it record now
+    _unseen: int | None = None  # a view made without recording: the version of its memory then
+    _is_number = False  # a Python number beside a tensor
+    _detached_at = -1  # when detach_ cut it off
+    _grad_dtype: Any = "own"  # of the gradient; None: any
 
     __array_ufunc__ = None  # numpy_array * tensor calls Tensor.__rmul__
     __array_priority__ = 1000
@@ -121,8 +139,8 @@ class Tensor:
         else:
             raise ArgumentTypeError(f"Tensor{data!r}: takes sizes or one sequence; use tensor([…])")
         self.array = _device.to_device(array, _device.device(device or "cpu"))
-        self.requires_grad = False
-        self.grad = self._node = self._shared = None
+        self._requires = False
+        self._grad = self._node = self._shared = None
 
     # ------------------------------------------------------------------ description
     @property
@@ -181,16 +199,33 @@ class Tensor:
 
     def size(self, dim: int | None = None) -> Size | int:
         """Return the shape, or its entry ``dim``."""
-        return Size(self.array.shape) if dim is None else int(self.array.shape[dim])
+        shape = self.array.shape
+        return Size(shape) if dim is None else int(shape[self._dimension(dim)])
 
     def stride(self, dim: int | None = None) -> tuple[int, ...] | int:
         """Return the steps between neighbours, in elements (not bytes), or that of ``dim``."""
         steps = tuple(s // self.array.itemsize for s in self.array.strides)
-        return steps if dim is None else steps[dim]
+        return steps if dim is None else steps[self._dimension(dim)]
 
-    def is_contiguous(self) -> bool:
-        """Return True when the elements lie in row-major order without gaps."""
-        return bool(self.array.flags.c_contiguous)
+    def _dimension(self, dim: int) -> int:
+        ndim = self.array.ndim
+        if -ndim <= dim < ndim:
+            return dim
+        raise IndexOutOfRange(
+            f"size({self._brief()}): Dimension out of range (expected to be in range of "
+            f"[{-ndim}, {ndim - 1}], but got {dim})"
+            if ndim
+            else f"size({self._brief()}): Dimension specified as {dim} but tensor has no dimensions"
+        )
+
+    def is_contiguous(self, *, memory_format: Any = _layout.contiguous_format) -> bool:
+        """Return True when the elements lie in row-major (or the given) order without gaps."""
+        array = self.array
+        if memory_format in (_layout.contiguous_format, _layout.preserve_format):
+            return bool(array.flags.c_contiguous)
+        while hasattr(array, "below"):
+            array = array.below.array
+        return _layout.lies_in(array, memory_format)
 
     def is_floating_point(self) -> bool:
         """Return True for float16, bfloat16, float32 and float64."""
@@ -210,12 +245,150 @@ class Tensor:
     def grad_fn(self) -> Any:
         """The graph node that made this tensor, or None for a leaf."""
         node = self._node
-        return None if node is None else node.owner
+        if node is not None:
+            node.describe(self.array.dtype)
+            return node.owner
+        if self._unseen is not None and self._unseen != self._version:
+            base = self._base
+            if base is not None and base._requires:
+                raise GradError(
+                    f"grad_fn({self._brief()}): A view was created in no_grad mode and its base or "
+                    "another view of its base has been modified inplace; make the view with grad "
+                    "mode enabled"
+                )
+        return None
 
     @property
     def is_leaf(self) -> bool:
         """True when no recorded operation made this tensor."""
         return self._node is None
+
+    @property
+    def output_nr(self) -> int:
+        """Which output of ``grad_fn`` this tensor is."""
+        return getattr(self._node, "index", 0)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether operations on this tensor are recorded; it can be set on leaves."""
+        return self._requires
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if self._node is not None:
+            raise GradError(
+                f"requires_grad({self._brief()}): you can only change requires_grad flags of leaf "
+                "variables; use .detach() for a tensor without a history"
+            )
+        self.requires_grad_(value)
+
+    @requires_grad.deleter
+    def requires_grad(self) -> None:
+        _refuse_deletion("requires_grad")
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward has accumulated, or None."""
+        grad = self._grad
+        if grad is None and self._node is not None and not self._retains:
+            warnings.warn(
+                "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its "
+                ".grad attribute won't be populated during autograd.backward(). If you indeed want "
+                "the .grad field to be populated for a non-leaf Tensor, use .retain_grad() on the "
+                "non-leaf Tensor.",
+                stacklevel=2,
+            )
+        return grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            self._check_grad(value)
+        self._grad = value
+
+    @grad.deleter
+    def grad(self) -> None:
+        self._grad = None
+
+    def _check_grad(self, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"grad({self._brief()}): assigned grad expected to be a Tensor or None but got "
+                f"grad of type {type(value).__name__}"
+            )
+        have, want, kind = value.array, self.array, self._grad_dtype
+        why = ""
+        if value is self:
+            why = "can't assign Variable as its own grad"
+        elif kind is not None and have.dtype != (want.dtype if kind == "own" else kind):
+            name = self.dtype if kind == "own" else _dtype.from_numpy(kind)
+            why = (
+                f"attempting to assign a gradient with dtype '{_scalar_type(value.dtype)}' to a "
+                f"tensor with grad_dtype '{_scalar_type(name)}'; convert it first (.to(dtype))"
+            )
+        elif value.device != self.device:
+            why = f"assigned grad has data located on a different device: {value.device}"
+        elif have.shape != want.shape:
+            why = f"assigned grad has data of a different size: {list(have.shape)}"
+        if why:
+            raise GradError(f"grad({self._brief()}): {why}")
+
+    @property
+    def grad_dtype(self) -> _dtype.dtype | None:
+        """The dtype of ``grad``, that of the tensor unless it was set; None: any."""
+        kind = self._leaf_grad_dtype("accessed")
+        return self.dtype if kind == "own" else None if kind is None else _dtype.from_numpy(kind)
+
+    @grad_dtype.setter
+    def grad_dtype(self, value: _dtype.dtype | None) -> None:
+        self._leaf_grad_dtype("set")
+        kind = None if value is None else _dtype.as_numpy(value)
+        if kind is not None and self._grad is not None and self._grad.array.dtype != kind:
+            raise GradError(
+                f"grad_dtype({self._brief()}): Cannot set grad_dtype to {value} because there is "
+                f"already a gradient of {self._grad.dtype}; set grad to None first"
+            )
+        self._grad_dtype = kind
+
+    def _leaf_grad_dtype(self, what: str) -> Any:
+        if self._node is not None:
+            raise GradError(
+                f"grad_dtype({self._brief()}): grad_dtype can only be {what} on leaf tensors"
+            )
+        return self._grad_dtype
+
+    @property
+    def _grad_fn(self) -> Any:
+        return self.grad_fn
+
+    @_grad_fn.deleter
+    def _grad_fn(self) -> None:
+        _refuse_deletion("_grad_fn")
+
+    @property
+    def _backward_hooks(self) -> Any:
+        return self._hooks if self._node is None else self._node._hooks
+
+    @_backward_hooks.setter
+    def _backward_hooks(self, hooks: Any) -> None:
+        if self._node is None:
+            self._hooks = hooks
+        else:
+            self._node._hooks = hooks
+
+    @_backward_hooks.deleter
+    def _backward_hooks(self) -> None:
+        _refuse_deletion("_backward_hooks")
+
+    @property
+    def volatile(self) -> bool:
+        """Always False: what it was for, ``no_grad`` does."""
+        warnings.warn(
+            "volatile was removed (Variable.volatile is always False); use `with no_grad():` "
+            "instead.",
+            stacklevel=2,
+        )
+        return False
 
     @property
     def retains_grad(self) -> bool:
@@ -229,11 +402,28 @@ class Tensor:
     @property
     def data(self) -> Tensor:
         """The same memory without a history; changes are not seen by autograd."""
-        return wrap(self.array)
+        array = self.array
+        if type(array) is not ndarray and hasattr(array, "below"):
+            return array.detached()  # type: ignore[no-any-return]
+        return wrap(array)
 
     @data.setter
     def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"data({self._brief()}): Variable data has to be a tensor, but got "
+                f"{type(value).__name__}"
+            )
+        if self._requires and value.array.dtype.kind not in "fcV":
+            raise GradError(
+                f"data({self._brief()}): data set to a tensor that requires gradients must be "
+                f"floating point or complex dtype, not {value.dtype}"
+            )
         self.array = value.array
+
+    @data.deleter
+    def data(self) -> None:
+        _refuse_deletion("data")
 
     def detach(self) -> Tensor:
         """Return the same memory without a history; changes in place are seen by autograd."""
@@ -256,7 +446,7 @@ class Tensor:
                 f"requires_grad_({self._brief()}): only tensors of floating point and complex "
                 "dtype can require gradients; convert with .float() first"
             )
-        self.requires_grad = requires_grad
+        self._requires = bool(requires_grad)
         return self
 
     # ------------------------------------------------------------------ conversion
@@ -283,10 +473,10 @@ class Tensor:
             GradError: the tensor requires grad.
             DeviceError: the tensor lives on a GPU.
         """
-        if self.requires_grad and not force:
+        if self._requires and not force and all(is_on() for is_on in self._recording):
             raise GradError(
-                f"numpy({self._brief()}): can't call numpy() on Tensor that requires grad; "
-                "use tensor.detach().numpy() instead"
+                f"numpy({self._brief()}): Can't call numpy() on Tensor that requires grad. "
+                "Use tensor.detach().numpy() instead."
             )
         if type(self.array) is not ndarray:
             if hasattr(self.array, "below"):
@@ -320,13 +510,29 @@ class Tensor:
         return bool(self.array.item())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._real())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._real())
 
     def __complex__(self) -> complex:
         return complex(self.item())
+
+    def _real(self) -> Any:
+        if self.array.size != 1:
+            raise ArgumentError(
+                f"float({self._brief()}): only one element tensors can be converted to Python "
+                "scalars; reduce it first (.sum(), .mean()) or index one element"
+            )
+        value = self.array.item()
+        if not isinstance(value, complex):
+            return value
+        if value.imag:
+            raise DtypeError(
+                f"float({self._brief()}): value cannot be converted to type double without "
+                "overflow; take .real or .abs()"
+            )
+        return value.real
 
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub" or self.array.size != 1:
@@ -357,8 +563,12 @@ class Tensor:
         return format(self.item(), spec) if spec and not self.array.ndim else repr(self)
 
     def _suffixes(self) -> list[str]:
-        if self._node is not None:
-            return [f"grad_fn=<{self._node.owner.name()}>"]
+        try:
+            node = self.grad_fn
+        except GradError:
+            return ["grad_fn=<Invalid>"]
+        if node is not None:
+            return [f"grad_fn=<{node.name()}>"]
         return ["requires_grad=True"] if self.requires_grad else []
 
     def _brief(self) -> str:
@@ -371,15 +581,18 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
             raise GradError(
-                f"deepcopy({self._brief()}): only Tensors created explicitly by the user (graph "
-                "leaves) support the deepcopy protocol; use .detach() first"
+                f"deepcopy({self._brief()}): Only Tensors created explicitly by the user (graph "
+                "leaves) support the deepcopy protocol at the moment; use .detach() first"
             )
         if id(self) not in memo:
             out = wrap(self.array.copy(), type(self))
-            out.requires_grad = self.requires_grad
+            out._requires = self._requires
             memo[id(self)] = out
-            if self.grad is not None:
-                out.grad = self.grad.__deepcopy__(memo)
+            if self._grad is not None:
+                out._grad = self._grad.__deepcopy__(memo)
+            for name, value in self.__dict__.items():
+                if name not in _STATE:
+                    out.__dict__[name] = copy.deepcopy(value, memo)
         copied: Tensor = memo[id(self)]
         return copied
 
@@ -388,9 +601,31 @@ def wrap(array: Any, kind: type[Tensor] = Tensor) -> Tensor:
     """Return a tensor of class ``kind`` on ``array``: no copy, no history, no checks."""
     out = object.__new__(kind)
     out.array = array
-    out.requires_grad = False
-    out.grad = out._node = out._shared = None
+    out._requires = False
+    out._grad = out._node = out._shared = None
     return out
+
+
+# reading it without a call of a Python function takes half the time
+Tensor.requires_grad = Tensor.requires_grad.getter(attrgetter("_requires"))  # type: ignore[method-assign, attr-defined]
+
+# what autograd keeps in a tensor's __dict__; it is no part of a copy
+_STATE = frozenset(
+    ["_base", "_view", "_replay", "_hooks", "_post_hooks", "_retains", "_unseen", "_detached_at",
+     "_is_number", "_storage", "_custom_view", "_grad_buffer", "_accumulator", "_inference"]
+)  # fmt: skip
+
+
+def _refuse_deletion(name: str) -> NoReturn:
+    raise GradError(f"del {name}: cannot be deleted; set it instead")
+
+
+def _scalar_type(kind: Any) -> str:
+    """Return the name that PyTorch's messages give a dtype: float, double, Half, …"""
+    word = str(kind).split(".")[-1]
+    names = {"float32": "float", "float64": "double", "float16": "c10::Half",
+             "bfloat16": "c10::BFloat16"}  # fmt: skip
+    return names.get(word, word)
 
 
 def shared_of(tensor: Tensor) -> Shared:
@@ -402,7 +637,7 @@ def shared_of(tensor: Tensor) -> Shared:
 
 def _rebuild(kind: type[Tensor], host: Any, device: str, requires_grad: bool) -> Tensor:
     out = wrap(_device.to_device(host, _device.device(device)), kind)
-    out.requires_grad = requires_grad
+    out._requires = requires_grad
     return out
 
 

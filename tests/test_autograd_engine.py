@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import warnings
 import weakref
 
 import numpy as np
@@ -9,6 +10,11 @@ import pytest
 
 import distgrad as dg
 from distgrad.errors import GradError, ShapeError
+
+
+def cycles_are_known():
+    """Expect the warning that backward with create_graph gives once in a process."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def leaf(*values, dtype=dg.float64):
@@ -159,7 +165,8 @@ def test_gradients_of_gradients():
 
 def test_create_graph_leaves_gradients_with_a_history():
     x = leaf(2.0)
-    (x**2).sum().backward(create_graph=True)
+    with cycles_are_known():
+        (x**2).sum().backward(create_graph=True)
     assert x.grad.requires_grad
     x.grad.sum().backward()
     assert x.grad.item() == 4.0 + 2.0
@@ -200,7 +207,7 @@ def test_what_cannot_be_differentiated_says_why():
     x = leaf(1.0, 2.0)
     with pytest.raises(GradError, match="only for scalar outputs"):
         (x * 2).backward()
-    with pytest.raises(ShapeError, match=r"must have the tensor's shape \[2\]"):
+    with pytest.raises(ShapeError, match=r"grad_output\[0\] has a shape of distgrad.Size\(\[3\]\)"):
         (x * 2).backward(dg.ones(3))
     with pytest.raises(GradError, match="does not require grad and does not have a grad_fn"):
         dg.ones(1).sum().backward()
@@ -208,7 +215,7 @@ def test_what_cannot_be_differentiated_says_why():
         dg.tensor([1, 2]).requires_grad_()
     with pytest.raises(GradError, match="of leaf tensors"):
         (x * 2).requires_grad_(False)
-    with pytest.raises(GradError, match=r"use tensor.detach\(\).numpy\(\)"):
+    with pytest.raises(GradError, match=r"Use tensor.detach\(\).numpy\(\)"):
         x.numpy()
 
 

@@ -157,3 +157,75 @@ def test_nested_levels_do_not_mix():
     cube = jvp(lambda x: jvp(lambda y: y**3, (x,), (dg.ones(()),))[1], (dg.tensor(2.0),),
                (dg.ones(()),))  # fmt: skip
     assert [t.item() for t in cube] == [12.0, 12.0]
+
+
+# ---------------------------------------------------------------------- complex numbers
+@pytest.mark.parametrize("name", ["abs", "sgn", "angle", "exp", "real", "conj"])
+def test_tangents_of_functions_that_are_not_holomorphic(name):
+    rng = np.random.default_rng(0)
+    z, t = (rng.standard_normal(4) + 1j * rng.standard_normal(4) for _ in "zt")
+    with fw.dual_level():
+        got = fw.unpack_dual(getattr(dg, name)(fw.make_dual(dg.tensor(z), dg.tensor(t)))).tangent
+    step = 1e-6
+    up, down = (getattr(dg, name)(dg.tensor(z + s * t)).numpy() for s in (step, -step))
+    np.testing.assert_allclose(got.numpy(), (up - down) / (2 * step), 1e-6, 1e-8)
+    assert got.is_complex() == np.iscomplexobj(up)
+
+
+# ---------------------------------------------------------------------- the level and its tensors
+def test_a_dual_tensor_shares_memory_and_version_with_its_primal():
+    x = dg.rand(2)
+    with fw.dual_level():
+        dual = fw.make_dual(x, dg.ones(2))
+        x.add_(1)
+        assert dual.data_ptr() == x.data_ptr() and dual._version == x._version == 1
+        assert fw.unpack_dual(dual).primal._version == 1
+
+
+def test_detach_and_data_leave_the_tangent_behind():
+    with fw.dual_level():
+        dual = fw.make_dual(dg.ones(2), dg.ones(2))
+        other = dual.clone()
+        other.detach_()
+        assert all(fw.unpack_dual(t).tangent is None for t in (dual.detach(), dual.data, other))
+
+
+def test_a_tangent_of_another_layout_is_copied():
+    with fw.dual_level():
+        dual = fw.make_dual(dg.rand(2, 3), dg.ones(()).expand(2, 3))
+        dual.mul_(2)
+        assert fw.unpack_dual(dual).tangent.tolist() == [[2.0] * 3] * 2
+
+
+def test_tangents_can_be_switched_off():
+    with fw.dual_level():
+        dual = fw.make_dual(dg.ones(2), dg.ones(2))
+        with fw._set_fwd_grad_enabled(False):
+            assert not fw._is_fwd_grad_enabled()
+            assert fw.unpack_dual(dual * 2).tangent is None
+        assert fw.unpack_dual(dual * 2).tangent is not None
+
+
+def test_out_is_refused():
+    with fw.dual_level():
+        dual = fw.make_dual(dg.ones(2), dg.ones(2))
+        for operands, out in (((dual, dual), dg.ones(2)), ((dg.ones(2), dg.ones(2)), dual)):
+            with pytest.raises(RuntimeError, match="out= function"):
+                dg.add(*operands, out=out)
+
+
+def test_jvp_of_a_changed_input_must_change_its_tangent():
+    class Double(dg.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.mark_dirty(x)
+            return x.mul_(2)
+
+        @staticmethod
+        def jvp(ctx, t):
+            return t * 2
+
+    with fw.dual_level():
+        dual = fw.make_dual(dg.ones(2), dg.ones(2)).clone()
+        with pytest.raises(RuntimeError, match="modify the corresponding gradient inplace"):
+            Double.apply(dual)

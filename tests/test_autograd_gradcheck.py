@@ -128,7 +128,84 @@ def test_inputs_that_cannot_be_checked():
                                  raise_exception=False)  # fmt: skip
         with pytest.raises(AssertionError, match="Expected at least one of check_forward_ad"):
             L.autograd.gradcheck(L.exp, leaf(L), check_backward_ad=False)
-    with pytest.raises(ValueError, match="complex is not checked"):
-        gradcheck(dg.exp, dg.ones(2, dtype=dg.complex128, requires_grad=True))
-    with pytest.raises(ValueError, match="forward mode is not compared here"):
-        gradcheck(dg.exp, leaf(dg), check_forward_ad=True)
+
+
+def test_complex_functions_are_two_real_ones():
+    z = dg.tensor([1 + 2j, 0.5 - 1j], dtype=dg.complex128, requires_grad=True)
+    x = dg.tensor([0.3, -0.2], dtype=dg.float64, requires_grad=True)
+    for fast_mode in (False, True):
+        assert gradcheck(lambda z, x: (z * z.conj() * x, z.exp()), (z, x), fast_mode=fast_mode)
+        assert gradcheck(lambda x: dg.complex(x, x * x), x, fast_mode=fast_mode)
+    assert gradgradcheck(lambda z: z * z, z)
+
+
+def wrong(L):
+    def function(x):
+        y = x.clone()
+        y.register_hook(lambda g: g + 1e-2)
+        return y
+
+    return function
+
+
+def test_the_part_of_a_complex_output_is_named():
+    for L in (torch, dg):
+        z = L.ones(2, 2, dtype=L.complex128, requires_grad=True)
+        with pytest.raises(RuntimeError, match="imaginary part of complex outputs only"):
+            L.autograd.gradcheck(wrong(L), (z,))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_forward_mode_is_compared_too():
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x * 2
+
+    def jvp(ctx, t, _):
+        return t * ctx.factor
+
+    for L in (torch, dg):
+        body = {
+            "forward": staticmethod(forward), "jvp": staticmethod(jvp),
+            "backward": staticmethod(lambda ctx, g: (g * 2, None)),
+        }  # fmt: skip
+        F = type("F", (L.autograd.Function,), body).apply
+        for fast_mode in (False, True):
+            assert L.autograd.gradcheck(F, (leaf(L), 2), check_forward_ad=True, fast_mode=fast_mode)
+            with pytest.raises(RuntimeError, match="Jacobian computed with forward mode mismatch"):
+                L.autograd.gradcheck(F, (leaf(L), 3), check_forward_ad=True, fast_mode=fast_mode)
+
+
+def test_forward_mode_is_compared_inside_vmap_and_over_backward():
+    assert gradcheck(
+        several, (leaf(dg), leaf(dg)), check_forward_ad=True, check_batched_forward_grad=True
+    )
+    assert gradgradcheck(lambda x: x**3, leaf(dg), check_fwd_over_rev=True)
+
+
+def test_outputs_must_not_depend_on_the_step():
+    def other_shape(L):
+        return lambda x: L.cat([x, x]) if bool((x >= 1).all()) else x
+
+    for L in (torch, dg):
+        x = L.ones(1, dtype=L.float64, requires_grad=True)
+        with pytest.raises(AssertionError, match="same shape when inputs are perturbed"):
+            L.autograd.gradcheck(other_shape(L), (x,))
+
+
+def test_hooks_that_cannot_take_nothing_are_found():
+    def function(x):
+        def hook(g):
+            if g is None:
+                raise RuntimeError("nothing")
+
+        y = x.clone()
+        y.register_hook(hook)
+        return y
+
+    for L in (torch, dg):
+        with (
+            pytest.warns(UserWarning, match="undefined gradient support"),
+            pytest.raises(RuntimeError, match="handle undefined output grads"),
+        ):
+            L.autograd.gradcheck(function, (leaf(L),))

@@ -91,7 +91,7 @@ def test_the_default_float_type_changes_promotion_and_scalars():
     try:
         assert dt.default_float() == np.float64
         assert dt.scalar(0.5, whole).dtype == np.float64
-        assert dt.result_type([whole, 1j]) is dt.complex128
+        assert dt.result_type(whole, 1j) is dt.complex128
     finally:
         dt.set_default_dtype(dt.float32)
     assert dt.scalar(0.5, whole).dtype == np.float32
@@ -155,7 +155,7 @@ def test_promotion_of_arrays_with_and_without_dimensions_is_pytorchs(torch):
         tx = torch.zeros((2,) * m, dtype=getattr(torch, a.name))
         ty = torch.zeros((2,) * n, dtype=getattr(torch, b.name))
         want = theirs_or_error(torch.result_type, tx, ty)
-        assert ours_or_error(lambda x=x, y=y: dt.result_type([x, y])) == want, (a, b, m, n)
+        assert ours_or_error(lambda x=x, y=y: dt.result_type(x, y)) == want, (a, b, m, n)
         got = ours_or_error(lambda x=x, y=y: dt.from_numpy(dt.promote_arrays(x, y)))
         assert got == want, (a, b, m, n)
 
@@ -167,7 +167,7 @@ def test_promotion_with_python_numbers_is_pytorchs(torch):
         tx = torch.zeros((2,) * n, dtype=getattr(torch, a.name))
         want = theirs_or_error(torch.result_type, tx, value)
         x = shaped(a, n)
-        assert ours_or_error(lambda x=x, v=value: dt.result_type([x, v])) == want
+        assert ours_or_error(lambda x=x, v=value: dt.result_type(x, v)) == want
         assert ours_or_error(lambda x=x, v=value: dt.from_numpy(dt.scalar(v, x).dtype)) == want
 
 
@@ -209,3 +209,33 @@ def test_limits_of_the_wrong_kind_name_the_right_function():
         dt.finfo(dt.int32)
     with pytest.raises(ArgumentTypeError, match="use finfo"):
         dt.iinfo(dt.float32)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "want"),
+    [
+        (-3, "uint8", 253), (2.7, "int32", 2), (-2.7, "int8", -2), (5, "bool", True),
+        (1 + 0j, "float32", 1.0), (float("inf"), "float16", float("inf")), (-200, "uint8", 56),
+    ],
+)  # fmt: skip
+def test_a_number_that_fills_is_converted_as_pytorch_does(value, name, want):
+    assert dt.checked_number(value, np.dtype(name)) == want
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (300, "uint8"), (-300, "uint8"), (-2.7, "uint8"), (200, "int8"), (70000, "float16"),
+        (1e60, "float32"), (1e60, "complex64"), (float("nan"), "int32"), (2j, "float64"),
+    ],
+)  # fmt: skip
+def test_a_number_that_does_not_fit_is_refused(value, name):
+    with pytest.raises(RuntimeError, match="without overflow"):
+        dt.checked_number(value, np.dtype(name))
+
+
+def test_names_in_place_of_types_are_refused():
+    with pytest.raises(TypeError, match=r"argument 2 must be .*, not str"):
+        dt.can_cast(dt.float32, "int64")
+    with pytest.raises(TypeError, match=r"argument 2 must be .*, not int"):
+        dt.promote_types(dt.float32, 3)

@@ -245,3 +245,17 @@ def test_sum_to_shape_undoes_broadcasting(shape, kind):
     assert xp.sum_to_shape(big, (20,)).tolist() == [300 * n for n in range(20)]
     probe = np.random.default_rng(1).integers(-9, 9, shape).astype(kind)
     assert (got * probe).sum() == (g * probe).sum()  # the adjoint of broadcasting
+
+
+@pytest.mark.parametrize("targets", [300, 4000])
+@pytest.mark.parametrize("skew", [False, True])
+def test_wide_rows_are_added_however_often_they_are_named(targets, skew):
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, targets, 900)
+    if skew:
+        index = np.minimum(rng.zipf(1.3, 900) - 1, targets - 1)
+    rows = rng.standard_normal((900, 64))
+    out, want = np.ones((targets, 64)), np.ones((targets, 64))
+    xp.add_at(out, index, rows)
+    np.add.at(want, index, rows)
+    np.testing.assert_allclose(out, want, 1e-12, 1e-12)

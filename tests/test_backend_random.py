@@ -150,7 +150,7 @@ def test_strided_arrays_are_filled_in_pytorchs_order(pair):
 @pytest.mark.torch
 def test_pytorch_continues_from_our_state_and_back(pair):
     pair.ours.normal((7,), F32)  # leaves a spare value
-    pair.theirs.set_state(pair.torch.from_numpy(pair.ours.get_state()))
+    pair.theirs.set_state(pair.torch.from_numpy(np.asarray(pair.ours.get_state())))
     pair.same(pair.ours.normal((9,), F32), pair.torch.randn(9, generator=pair.theirs))
 
 

@@ -262,3 +262,87 @@ def test_randomness_draws_what_torch_draws(draw):
 
     for ours, theirs in zip(run(dg), run(torch), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), 1e-6)
+
+
+def test_linearize_evaluates_the_function_once():
+    calls = []
+
+    def f(x, y):
+        calls.append(1)
+        return {"a": x * y}, (x**2).sum()
+
+    x, y = dg.tensor(V), dg.tensor(W)
+    out, push = dg.func.linearize(f, x, y)
+    want = dg.func.jvp(f, (x, y), (y, x))
+    calls.clear()
+    got = push(y, x)
+    assert not calls
+    np.testing.assert_allclose(got[0]["a"].numpy(), want[1][0]["a"].numpy())
+    np.testing.assert_allclose(got[1].numpy(), want[1][1].numpy())
+    assert not out[1].requires_grad
+    with pytest.raises(RuntimeError, match="same argspec"):
+        push(y)
+    with pytest.raises(RuntimeError, match="doesn't match the shape"):
+        push(y, x[:2])
+
+
+def test_under_no_grad_results_keep_no_history():
+    x = dg.tensor(2.0, requires_grad=True)
+    with dg.no_grad():
+        assert not dg.func.grad(dg.sin)(x).requires_grad
+        out, pull = dg.func.vjp(lambda z: z**2, x)
+    assert not out.requires_grad
+    (g,) = pull(dg.tensor(1.0))
+    assert dg.autograd.grad(g, x)[0].item() == 2.0
+    with dg.no_grad():
+        assert not pull(dg.tensor(1.0))[0].requires_grad
+
+
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
+def test_a_jacobian_through_a_change_in_place_of_another_argument(name):
+    def f(x, y):
+        y[:2] = x
+        return y * y
+
+    x, y = dg.tensor([1.0, 2.0]), dg.zeros(3)
+    assert getattr(dg.func, name)(f)(x, y).tolist() == [[2.0, 0.0], [0.0, 4.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
+def test_jacobians_are_of_real_functions(name):
+    transform = getattr(dg.func, name)
+    with pytest.raises(RuntimeError, match="Expected all inputs to be real"):
+        transform(dg.conj)(dg.ones(1, dtype=dg.complex64))
+    with pytest.raises(RuntimeError, match="Expected all outputs to be real"):
+        transform(lambda x: x * 1j)(dg.ones(1))
+
+
+def test_jacrev_by_single_rows_does_without_vmap():
+    class Dynamic(dg.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x * 1
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            g.nonzero()
+            return g
+
+    np.testing.assert_array_equal(
+        dg.func.jacrev(Dynamic.apply, chunk_size=1)(dg.ones(3)), np.eye(3)
+    )
+    with pytest.raises(RuntimeError, match="dynamic shape"):
+        dg.func.jacrev(Dynamic.apply)(dg.ones(3))
+
+
+def test_functionalize_and_debug_unwrap():
+    assert dg.func.functionalize(lambda x: x.clone().add_(1))(dg.ones(2)).tolist() == [2.0, 2.0]
+    with pytest.raises(RuntimeError, match="invalid argument for remove"):
+        dg.func.functionalize(dg.sin, remove="all")
+    seen = []
+    dg.func.vmap(lambda x: seen.append(dg.func.debug_unwrap(x)) or x)(dg.ones(2, 3))
+    assert seen[0].shape == (2, 3)

@@ -5,7 +5,7 @@ import pytest
 
 import distgrad.ops  # noqa: F401  (attaches the operators)
 from distgrad.errors import ArgumentError, DtypeError, ShapeError
-from distgrad.ops import conv, pool
+from distgrad.ops import adaptive, conv, pool, unpool
 from distgrad.testing.torch_pairs import agree, draw, tensor
 
 SPACE = {1: (9,), 2: (7, 8), 3: (5, 5, 6)}
@@ -159,7 +159,7 @@ def test_the_divisor_may_be_given():
 @pytest.mark.parametrize("kind", ["avg", "max"])
 def test_adaptive_pooling_agrees_with_torch(dims, size, kind):
     torch = pytest.importorskip("torch")
-    ours = getattr(pool, f"adaptive_{kind}_pool{dims}d")
+    ours = getattr(adaptive, f"adaptive_{kind}_pool{dims}d")
     theirs = getattr(torch.nn.functional, f"adaptive_{kind}_pool{dims}d")
     agree(lambda t: ours(t, size), lambda t: theirs(t, size), draw(2, 3, *SPACE[dims]))
 
@@ -167,7 +167,7 @@ def test_adaptive_pooling_agrees_with_torch(dims, size, kind):
 def test_adaptive_pooling_keeps_a_dimension_that_is_none():
     torch = pytest.importorskip("torch")
     agree(
-        lambda t: pool.adaptive_avg_pool2d(t, (None, 3)),
+        lambda t: adaptive.adaptive_avg_pool2d(t, (None, 3)),
         lambda t: torch.nn.functional.adaptive_avg_pool2d(t, (None, 3)),
         draw(3, 5, 7),
     )
@@ -181,7 +181,7 @@ def test_unpooling_agrees_with_torch(dims):
     pooled = getattr(torch.nn.functional, f"max_pool{dims}d")(
         torch.tensor(x), 2, return_indices=True
     )
-    ours = getattr(pool, f"max_unpool{dims}d")
+    ours = getattr(unpool, f"max_unpool{dims}d")
     theirs = getattr(torch.nn.functional, f"max_unpool{dims}d")
     for size in (None, tuple(n + 1 for n in space)):
         agree(
@@ -212,10 +212,10 @@ def test_power_pooling_agrees_with_torch(dims, power):
         (lambda x: pool.max_pool3d(x[0], 2), ShapeError, "Expected 4D or 5D"),
         (lambda x: pool.avg_pool2d(x, (1, 2, 3)), ShapeError, "a tuple of 2 ints"),
         (lambda x: pool.avg_pool2d(x, 2, divisor_override=0), ShapeError, "not zero"),
-        (lambda x: pool.adaptive_avg_pool2d(x, (1, 2, 3)), ShapeError, "must have 2 entries"),
-        (lambda x: pool.max_unpool2d(x, tensor(np.full(x.shape, 999)), 2), ShapeError,
+        (lambda x: adaptive.adaptive_avg_pool2d(x, (1, 2, 3)), ShapeError, "must have 2 entries"),
+        (lambda x: unpool.max_unpool2d(x, tensor(np.full(x.shape, 999)), 2), ShapeError,
          "Found an invalid max index: 999"),
-        (lambda x: pool.max_unpool2d(x, tensor(np.zeros(x.shape, int)), 2, output_size=(3, 3)),
+        (lambda x: unpool.max_unpool2d(x, tensor(np.zeros(x.shape, int)), 2, output_size=(3, 3)),
          ArgumentError, "invalid output_size"),
     ],
 )  # fmt: skip

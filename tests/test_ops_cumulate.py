@@ -103,3 +103,37 @@ def test_sums_in_place_have_the_gradient_of_sums():
 def test_wrong_arguments_are_named(call, kind):
     with pytest.raises(kind, match=r"float64\["):
         call(tensor(np.ones((2, 3))))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("edge_order", [1, 2])
+@pytest.mark.parametrize("form", ["plain", "number", "numbers", "coordinates"])
+def test_gradient_takes_every_form_of_spacing(form, edge_order):
+    torch = pytest.importorskip("torch")
+    y = np.random.default_rng(0).standard_normal((4, 5))
+
+    def call(lib):
+        spacing = {
+            "plain": {},
+            "number": {"spacing": 0.5, "dim": 1},
+            "numbers": {"spacing": [2.0, -0.5], "dim": (1, 0)},
+            "coordinates": {"spacing": (lib.tensor([0.0, 1, 3, 7]), lib.tensor([0.0, 2, 3, 5, 9]))},
+        }
+        return lib.gradient(lib.from_numpy(y), edge_order=edge_order, **spacing[form])
+
+    for found, want in zip(call(dg), call(torch), strict=True):
+        np.testing.assert_allclose(found, want.numpy(), 1e-6)
+
+
+def test_gradient_refuses_too_few_samples():
+    with pytest.raises(ShapeError, match="at least edge_order"):
+        dg.gradient(dg.ones(2), edge_order=2)
+    with pytest.raises(ShapeError, match="length 1"):
+        dg.gradient(dg.ones(3), spacing=[1.0, 2.0])
+
+
+def test_complex_logarithms_of_sums():
+    x = np.array([1 + 2j, -800 + 1j, 800 - 0.5j, 799 + 3j])
+    found = dg.logcumsumexp(dg.from_numpy(x), 0).numpy()
+    last = np.log(np.exp(-0.5j) + np.exp(-1 + 3j)) + 800
+    np.testing.assert_allclose(found, [1 + 2j, 1 + 2j, 800 - 0.5j, last], 1e-9)

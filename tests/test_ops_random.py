@@ -132,7 +132,7 @@ def test_samples_are_those_of_torch(torch, call):
 @pytest.mark.parametrize("p", [0.3, 1.0])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_dropout_drops_what_torch_drops(torch, name, shape, p, inplace):
-    ours, theirs = getattr(dg.ops.random, name), getattr(torch.nn.functional, name)
+    ours, theirs = getattr(dg.ops.dropout, name), getattr(torch.nn.functional, name)
     x = np.random.default_rng(1).standard_normal(shape)
     same(
         lambda: ours(tensor(x.copy()), p, True, inplace),
@@ -262,7 +262,7 @@ def test_alpha_dropout_keeps_mean_and_variance():
         (lambda: dg.multinomial(dg.zeros(3), 1), ShapeError, "sum of probabilities"),
         (lambda: dg.multinomial(dg.ones(3), 4), ShapeError, "4 of 3"),
         (lambda: dg.dropout(dg.ones(2), 2), ArgumentError, "between 0 and 1, but got 2"),
-        (lambda: dg.ops.random.dropout1d(dg.ones(2)), ShapeError, "received a 1D input"),
+        (lambda: dg.ops.dropout.dropout1d(dg.ones(2)), ShapeError, "received a 1D input"),
     ],
 )
 def test_wrong_arguments_are_named(call, kind, words):
@@ -272,4 +272,68 @@ def test_wrong_arguments_are_named(call, kind, words):
 
 def test_dropout2d_warns_about_three_dimensions():
     with pytest.warns(UserWarning, match="dropout1d"):
-        dg.ops.random.dropout2d(dg.ones(2, 3, 4))
+        dg.ops.dropout.dropout2d(dg.ones(2, 3, 4))
+
+
+# ---------------------------------------------------------------------- more kinds of numbers
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["complex64", "complex128"])
+@pytest.mark.parametrize("shape", [(3,), (4, 5), ()])
+@pytest.mark.parametrize("name", ["rand", "randn"])
+def test_complex_samples_are_torchs(torch, name, shape, kind):
+    torch.manual_seed(3)
+    dg.manual_seed(3)
+    want = getattr(torch, name)(shape, dtype=getattr(torch, kind))
+    found = getattr(dg, name)(shape, dtype=getattr(dg, kind))
+    np.testing.assert_array_equal(found.numpy(), want.numpy())
+
+
+@pytest.mark.torch
+def test_counts_of_rare_and_of_common_events_are_torchs(torch):
+    rates = np.concatenate([np.linspace(0, 12, 200), np.geomspace(10, 1e6, 200)])
+    torch.manual_seed(5)
+    dg.manual_seed(5)
+    want = torch.poisson(torch.from_numpy(rates))
+    np.testing.assert_array_equal(dg.poisson(dg.from_numpy(rates)), want.numpy())
+    np.testing.assert_array_equal(dg.rand(3), torch.rand(3).numpy())
+    with pytest.raises(ShapeError, match="non-negative"):
+        dg.poisson(dg.tensor([-1.0]))
+
+
+@pytest.mark.parametrize("draw", [dg.bernoulli, dg.poisson, dg.normal])
+def test_samples_depend_on_their_parameters_with_gradient_zero(draw):
+    p = dg.full((3,), 0.5, requires_grad=True)
+    draw(p).sum().backward()
+    assert p.grad.tolist() == [0.0, 0.0, 0.0]
+    with dg.autograd.forward_ad.dual_level():
+        out = draw(dg.autograd.forward_ad.make_dual(p.detach(), dg.ones(3)))
+        assert not dg.autograd.forward_ad.unpack_dual(out).tangent.any()
+
+
+def test_a_generators_state_is_a_tensor():
+    generator = dg.Generator().manual_seed(1)
+    state = generator.get_state()
+    assert isinstance(state, dg.Tensor)
+    assert state.dtype is dg.uint8
+    first = dg.rand(4, generator=generator)
+    generator.set_state(state)
+    assert dg.rand(4, generator=generator).tolist() == first.tolist()
+
+
+def test_samples_go_into_out():
+    for draw in (dg.rand, dg.randn):
+        out = dg.empty(0, dtype=dg.float64)
+        assert draw(3, out=out) is out
+        assert out.shape == (3,)
+    assert dg.randperm(4, out=dg.empty(4)).sum().item() == 6.0
+    assert dg.randint(high=3, size=(5,), out=dg.empty(5)).dtype is dg.float32
+    with pytest.raises(DtypeError, match="expects Long tensor out"):
+        dg.multinomial(dg.ones(3), 2, out=dg.empty(2))
+
+
+def test_native_dropout_returns_its_mask():
+    x = dg.ones(100)
+    out, mask = dg.native_dropout(x, 0.25, True)
+    assert mask.dtype is dg.bool
+    np.testing.assert_array_equal(out, dg.native_dropout_backward(x, mask, 1 / 0.75))
+    assert dg.native_dropout(x, 0.25, False)[1].all()

@@ -42,6 +42,12 @@ def test_the_ends_of_the_line(name):
     _check(name, getattr(scipy, name), _ENDS)
 
 
+def test_airy_function():
+    x = np.concatenate([_LINE, [2.0, -3.0, 103.8, 110.0]])
+    _check("airy_ai", lambda x: scipy.airy(x)[0], x, rtol=1e-13, atol=1e-13)
+    assert dg.special.airy_ai(dg.tensor([np.inf])).isnan().all()  # as in PyTorch
+
+
 def test_normal_quantiles():
     p = np.concatenate([_rng.uniform(0, 1, 500), 10.0 ** -_rng.uniform(0, 300, 100), [0, 1, 0.5]])
     _check("ndtri", scipy.ndtri, p)
@@ -79,7 +85,7 @@ def test_integers_become_the_default_float():
     assert dg.i0(dg.tensor([0, 1])).dtype == dg.float32
     assert dg.special.ndtr(dg.tensor([0])).tolist() == [0.5]
     x = dg.ones(2)
-    assert x.i0_() is x and dg.igamma(2.0, x).dtype == dg.float32
+    assert x.i0_() is x and dg.special.zeta(2.0, x).dtype == dg.float32
 
 
 @pytest.mark.torch

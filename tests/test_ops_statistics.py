@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import distgrad as dg
+from distgrad.errors import ShapeError
 from distgrad.nn import functional as F
 from distgrad.testing.torch_pairs import agree, draw
 
@@ -95,3 +96,33 @@ def test_ctc_loss_of_an_impossible_target():
     assert F.ctc_loss(*args, zero_infinity=True).item() == 0.0
     single = F.ctc_loss(x[:, 0], dg.tensor([1]), 2, 1)
     assert single.shape == ()
+
+
+def test_points_are_counted_in_boxes():
+    points = np.random.default_rng(2).random((50, 2))
+    weight = np.random.default_rng(3).random(50)
+    want, edges = np.histogramdd(points, [3, 4], weights=weight, density=True)
+    found = dg.histogramdd(
+        dg.from_numpy(points), [3, 4], weight=dg.from_numpy(weight), density=True
+    )
+    np.testing.assert_allclose(found.hist, want, 1e-12)
+    for ours, theirs in zip(found.bin_edges, edges, strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-12)
+
+
+def test_the_last_edge_belongs_to_the_last_box():
+    found = dg.histogramdd(dg.tensor([[1.0, 0.0], [2.0, 4.0]]),
+                           (dg.tensor([0.0, 1.0, 2.0]), dg.tensor([0.0, 4.0])))  # fmt: skip
+    assert found.hist.tolist() == [[0.0], [2.0]]
+    with pytest.raises(ShapeError, match="at least 2 dimensions"):
+        dg.histogramdd(dg.ones(3), 2)
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 1.5, 2, 3, float("inf"), "nuc"])
+def test_norms_of_complex_numbers_have_torchs_gradient(p):
+    torch = pytest.importorskip("torch")
+    z = np.random.default_rng(4).standard_normal((3, 2)) * (1 + 0.5j) + 0.3j
+    ours, theirs = dg.from_numpy(z).requires_grad_(), torch.from_numpy(z).requires_grad_()
+    dg.norm(ours, p).backward()
+    torch.norm(theirs, p).backward()
+    np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), 1e-7)

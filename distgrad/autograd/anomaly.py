@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 import warnings
@@ -149,30 +150,35 @@ def _has_nan(g: Any) -> bool:
     return bool(array_namespace(array).isnan(array).any()) if array.dtype.kind in "fcV" else False
 
 
+def _warn(message: str) -> None:
+    """Warn; where warnings are errors, write to stderr, for an error is on its way already."""
+    try:
+        warnings.warn(message, stacklevel=7)
+    except Warning:
+        print(message, file=sys.stderr)
+
+
 def _tell(node: Any) -> None:
     """Warn with the line of the forward that made ``node``, and those that led to it."""
     notes = node.metadata
     if "traceback_" not in notes:
-        warnings.warn(
+        _warn(
             f"Error detected in {node.name()}. No forward pass information available. Enable "
             "detect anomaly during forward pass for more information.",
-            stacklevel=6,
         )
         return
     lines = "".join(notes["traceback_"])
-    warnings.warn(
+    _warn(
         f"Error detected in {node.name()}. Traceback of forward call that caused the error:\n"
         f"{lines}",
-        stacklevel=6,
     )
     seen = [node]
     parent = notes.get("parent_")
     while parent is not None and parent not in seen:
         seen.append(parent)
         lines = "".join(parent.metadata.get("traceback_", ["No forward pass information.\n"]))
-        warnings.warn(
+        _warn(
             f"\n\nPrevious calculation was induced by {parent.name()}. Traceback of forward call "
             f"that induced the previous calculation:\n{lines}",
-            stacklevel=6,
         )
         parent = parent.metadata.get("parent_")

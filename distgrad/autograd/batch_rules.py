@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distgrad.autograd import engine
-from distgrad.autograd.batching import RULES, Call, NoRule
+from distgrad.autograd.batching import RULES, Call, NoRule, dynamic
 from distgrad.autograd.traced import operand_tensors
 from distgrad.backend.device import array_namespace
 from distgrad.tensor import Tensor, wrap
@@ -111,6 +111,11 @@ def _single(call: Call) -> Any:
     if any(call.is_batched(o.name) for o in rest):
         raise NoRule
     return call.run(call.operands | {first.name: call.full(call.operands[first.name])})
+
+
+def _clone(call: Call) -> Any:
+    """Copy; how the elements lie in memory is that of the batch."""
+    return call.run({"input": call.full(call.operands["input"])}, memory_format=None)
 
 
 # ---------------------------------------------------------------------- shapes
@@ -443,6 +448,10 @@ def _layer_norm(call: Call) -> Any:
     return _single_first(call, first.name)
 
 
+def _dynamic(call: Call) -> Any:
+    raise dynamic(call.op.name)
+
+
 _ALL = _along("dim", none="all")
 _DIM = _along("dim")
 
@@ -471,19 +480,25 @@ RULES |= {
     "permute": _permute, "reshape": _reshape, "view": _reshape, "expand": _expand,
     "sum_to_size": _sum_to_size, "unsqueeze": _unsqueeze, "squeeze": _squeeze,
     "slice_view": _slice_view, "slice_backward": _slice_backward, "repeat": _repeat,
-    "stack": _stack,
+    "stack": _stack, "clone": _clone,
     **dict.fromkeys(("mT", "tril", "triu", "inv", "det", "slogdet", "cholesky", "matrix_exp",
-                     "qr", "eigh", "reduced_svd", "full_svd", "cofactors", "pinv_by_svd"), _matrix),
-    **dict.fromkeys(("alias", "clone", "to_dtype", "zero", "gelu", "silu", "mish", "isclose",
-                     "frexp", "complex", "real", "imag", "conj", "view_dtype", "to_device",
+                     "qr", "eigh", "eigvalsh", "eig", "eigvals", "factors_of_svd",
+                     "singular_values", "packed_lu", "geqrf", "order_of_failure", "cofactors",
+                     "pinv_by_svd", "cholesky_inverse"), _matrix),
+    **dict.fromkeys(("alias", "to_dtype", "zero", "gelu", "silu", "mish", "isclose",
+                     "frexp", "real", "imag", "conj", "view_dtype", "to_device",
                      "one_hot", "constant_pad_nd"), _single),
     "matmul": _matmul, "linear": _linear, "convolution": _convolution,
     "convolution_weight": _convolution_weight, "masked_fill": _masked_fill,
     "diag_embed": _diag_embed, "solve": _solve, "index_select": _index_select,
     "convolution_input": _convolution_input, "embedding": _embedding, "index": _index,
-    "index_backward": _index_backward, "native_layer_norm": _layer_norm,
+    "index_backward": _index_backward, "fused_layer_norm": _layer_norm,
     "fused_rms_norm": _layer_norm,
     **dict.fromkeys(("max_pool", "avg_pool", "avg_pool_input", "adaptive_max_pool"), _pooled),
     **dict.fromkeys(("cross_entropy_loss", "attention"), _formula),
     **dict.fromkeys(("pick", "pick_backward"), _pick),
+    **dict.fromkeys(("argwhere", "nonzero"), _dynamic),
+    **dict.fromkeys(("fft_c2c", "fft_r2c", "fft_c2r"), _DIM),
+    **dict.fromkeys(("resample", "resample_back"), _batch_kept),
+    "complex": _elementwise,
 }  # fmt: skip

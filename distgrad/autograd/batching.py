@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from distgrad.autograd import engine
-from distgrad.autograd.traced import Level, Traced, map_operand, operand_tensors, settled
+from distgrad.autograd.traced import (
+    Level,
+    Traced,
+    map_operand,
+    operand_tensors,
+    running_levels,
+    settled,
+)
 from distgrad.backend.device import array_namespace
 from distgrad.errors import GradError, ShapeError
 from distgrad.tensor import Tensor, wrap
@@ -28,6 +35,10 @@ F: Any = engine.tensor_functions
 
 #: By name or kind of operation; filled by ``batch_rules``.
 RULES: dict[str, Callable[[Call], Any]] = {}
+
+
+class Dynamic(ShapeError):
+    """The shape of an operation's output depends on the numbers."""
 
 
 class NoRule(Exception):
@@ -87,13 +98,16 @@ class BatchedArray(Traced):
         """Return the batch without a history."""
         return wrap(BatchedArray(self.below.detach(), self.level))
 
-    def settled(self, own: set[int]) -> Traced:
+    def settled(self, own: set[int] | None) -> Traced:
         """Return this without histories that lead to leaves of ``own`` alone."""
         return BatchedArray(settled(self.below, own), self.level)
 
     def show(self, suffixes: list[str]) -> str:
         """Return what ``repr`` shows."""
-        return f"BatchedTensor(bdim=0, value={self.below!r})"
+        levels = running_levels()
+        number = levels.index(self.level) + 1 if self.level in levels else -1
+        inner = "\n    ".join(repr(self.below).split("\n"))
+        return f"BatchedTensor(lvl={number}, bdim=0, value=\n    {inner}\n)"
 
 
 class BatchLevel(Level):
@@ -112,6 +126,11 @@ class BatchLevel(Level):
         array = tensor.array
         return array.below if isinstance(array, BatchedArray) and array.level is self else None
 
+    def full(self, tensor: Tensor) -> Tensor:
+        """Return the tensor with its batch in front: one without is repeated."""
+        value = self.value(tensor)
+        return F.expand(tensor, (self.size, *tensor.array.shape)) if value is None else value
+
     def process(self, op: Operation, operands: dict[str, Any], options: dict[str, Any]) -> Any:
         """Return the batch of outputs."""
         rule = RULES.get(op.name) or RULES.get(op.kind)
@@ -120,8 +139,8 @@ class BatchLevel(Level):
             call = Call(self, op, operands, options)
             try:
                 outs = rule(call)
-            except NoRule:
-                outs = None
+            except Dynamic:
+                raise
             except Exception:  # the loop explains it in the terms of one element
                 outs = None
         if outs is None:
@@ -151,16 +170,9 @@ class BatchLevel(Level):
         return [self._stacked(op, list(parts)) for parts in zip(*results, strict=True)]
 
     def _stacked(self, op: Operation, parts: list[Tensor]) -> Tensor:
-        if any(p.array.shape != parts[0].array.shape for p in parts):
-            raise ShapeError(
-                "vmap: We do not support batching operators that can output dynamic shape. "
-                f"Attempted to vmap over {op.name}; its outputs have shapes "
-                f"{sorted({tuple(p.array.shape) for p in parts})}"
-            )
         if not self.size:
             return wrap(_zeros(parts[0], (0, *parts[0].array.shape)))
-        out: Tensor = F.stack(parts, 0)
-        return out
+        return stacked(op.name, parts)
 
     def store(self, target: Tensor, result: Tensor) -> None:
         """Write ``result`` into ``target``, which must be batched if ``result`` is."""
@@ -174,6 +186,30 @@ class BatchLevel(Level):
                 "of a batched tensor plus its zeros"
             )
         into.copy_(result if values is None else values)
+
+
+def over_batch(function: Callable[[list[Any]], list[Any]], batches: list[Any], size: int) -> Any:
+    """Return what ``function`` makes of tensors (or None) with a batch each, as batches again."""
+    with BatchLevel(size, "error") as level:
+        found = function([None if b is None else level.batched(b) for b in batches])
+        return [None if t is None else level.full(t) for t in found]
+
+
+def stacked(name: str, parts: list[Tensor]) -> Tensor:
+    """Return the results of single calls as a batch."""
+    if any(p.array.shape != parts[0].array.shape for p in parts):
+        shapes = sorted({tuple(p.array.shape) for p in parts})
+        raise dynamic(name, f"; its outputs have shapes {shapes}")
+    out: Tensor = F.stack(parts, 0)
+    return out
+
+
+def dynamic(name: str, more: str = "") -> Dynamic:
+    """Return the error of an operation whose output's shape depends on the numbers."""
+    return Dynamic(
+        "vmap: We do not support batching operators that can output dynamic shape. Attempted to "
+        f"vmap over {name}{more}"
+    )
 
 
 def _zeros(like: Tensor, shape: tuple[int, ...]) -> Any:
@@ -202,13 +238,7 @@ class Call:
 
     def full(self, operand: Any) -> Any:
         """Return an operand with its batch in front: one without is repeated."""
-        return map_operand(self._full, operand)
-
-    def _full(self, tensor: Tensor) -> Tensor:
-        value = self.level.value(tensor)
-        if value is None:
-            value = F.expand(tensor, (self.batch, *tensor.array.shape))
-        return value
+        return map_operand(self.level.full, operand)
 
     def aligned(self, operand: Any, ndim: int) -> Any:
         """Return an operand whose batch, if any, comes before ``ndim`` dimensions."""

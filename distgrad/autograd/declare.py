@@ -31,10 +31,11 @@ from distgrad.autograd import engine, saving
 from distgrad.autograd.compiled import code_of
 from distgrad.autograd.inplace import in_place, link_view, link_views
 from distgrad.autograd.mode import mode
+from distgrad.autograd.narrow import is_narrow, remember, widened
 from distgrad.autograd.node import Node, Slot, attached, check_unchanged, edge_of, freed
 from distgrad.autograd.outputs import into
 from distgrad.autograd.samples import Sample
-from distgrad.autograd.source import Operand, Plan, call_source, pull_source
+from distgrad.autograd.source import Operand, Plan, bare_source, call_source, pull_source
 from distgrad.autograd.traced import is_traced, namespace_of_plain, traced_call
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import (
@@ -43,7 +44,15 @@ from distgrad.backend.device import (
     cuda_in_use,
     namespace_beside,
 )
-from distgrad.backend.dtype import MODULE_PREFIX, as_numpy, default_float, promote_arrays, scalar
+from distgrad.backend.dtype import (
+    DEFAULT_CACHES,
+    MODULE_PREFIX,
+    as_numpy,
+    default_float,
+    joint_type,
+    promote_arrays,
+    scalar,
+)
 from distgrad.errors import ArgumentTypeError, explain
 from distgrad.tensor import Tensor, clock, wrap
 
@@ -93,6 +102,8 @@ def op(
     floats: bool = ...,
     casts: bool = ...,
     view: bool = ...,
+    check: Callable[..., None] | None = ...,
+    widens: bool | None = ...,
     method: bool | str = ...,
     operator: str = ...,
     inplace: bool = ...,
@@ -112,6 +123,8 @@ def op(
     floats: bool = ...,
     casts: bool = ...,
     view: bool = ...,
+    check: Callable[..., None] | None = ...,
+    widens: bool | None = ...,
     method: bool | str = ...,
     operator: str = ...,
     inplace: bool = ...,
@@ -130,6 +143,8 @@ def op(
     floats: bool = False,
     casts: bool = False,
     view: bool = False,
+    check: Callable[..., None] | None = None,
+    widens: bool | None = None,
     method: bool | str = True,
     operator: str = "",
     inplace: bool = False,
@@ -150,6 +165,9 @@ def op(
         floats: integer operands become the default float first.
         casts: the option ``dtype`` converts the first operand first.
         view: the output shares the first operand's memory where it can.
+        check: called with the promoted operands as they came, unless all are float32; it raises.
+        widens: 16-bit floats are computed in float32 (default: unless it is a view; False for what
+            only moves or compares elements).
         method: also a method of Tensor; "*name" gathers positional arguments into option ``name``.
         operator: also this Python operator.
         inplace: also a method ``name_`` that writes into its operand.
@@ -163,8 +181,11 @@ def op(
         self.name, self.kind, self.forward, self.samples = forward.__name__, kind, forward, samples
         self.formula, self.jvp, self.view, self.reference = formula, jvp, view, reference
         self.outputs = _output_names(outputs)
-        self.plan = _plan(self, rules, promote, floats, casts, outputs == "*")
-        compile_operation(self, node)
+        wide = not view if widens is None else widens
+        self.plan = _plan(
+            self, rules, promote, floats, casts, outputs == "*", check is not None, wide
+        )
+        compile_operation(self, node, check)
         table[self.name] = self
         engine.forwards[self.name] = forward
         setattr(engine.tensor_functions, self.name, self.function)
@@ -199,6 +220,8 @@ def _plan(
     floats: bool,
     casts: bool,
     variadic: bool,
+    checks: bool,
+    widens: bool,
 ) -> Plan:
     parameters = list(inspect.signature(self.forward).parameters.values())[1:]
     kinds = {q.name: _operand_kind(q.annotation) for q in parameters}
@@ -221,7 +244,7 @@ def _plan(
         promote = alike if self.kind == "elementwise" else []
     return Plan(
         self.name, parameters, self.operands, asks, all_asks, kept, self.outputs, variadic,
-        list(promote), floats, casts, self.view, self.formula is not None,
+        list(promote), floats, casts, self.view, checks, widens, self.formula is not None,
     )  # fmt: skip
 
 
@@ -242,7 +265,7 @@ def _kept(self: Operation, asked: list[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------- compiling it
-def compile_operation(self: Operation, node_name: str) -> None:
+def compile_operation(self: Operation, node_name: str, check: Callable[..., None] | None) -> None:
     """Make the public function and the node class."""
     camel = "".join(part.capitalize() for part in self.name.strip("_").split("_"))
     self.node = type(node_name or f"{camel}Backward0", (Node,), {"__slots__": (), "op": self})
@@ -253,7 +276,8 @@ def compile_operation(self: Operation, node_name: str) -> None:
         "_Node": self.node, "_Slot": Slot, "_mode": mode,
         "_clock": clock, "_forward": self.forward, "_operand": as_operand,
         "_float_operand": as_float_operand, "_promote": promote_all,
-        "_to_float": to_float, "_convert": convert, "_asarray": _asarray,
+        "_to_float": to_float, "_check_dtypes": check, "_narrow": is_narrow, "_widened": widened,
+        "_convert": convert, "_asarray": _asarray,
         "_recover": functools.partial(_answer, self),
         "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
         "_into": into, "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
@@ -371,12 +395,12 @@ def _attach_slots(node: Node, outs: list[Tensor]) -> None:
     """Connect differentiable outputs with their node: straight for one, by slots for several."""
     if len(outs) == 1 and not node.op.plan.variadic:  # type: ignore[attr-defined]
         node._shape = outs[0].array.shape
-        outs[0].requires_grad, outs[0]._node = True, node
+        outs[0]._requires, outs[0]._node = True, node
         return
     node._shape = ()
     node.likes = tuple((o.array.shape, array_namespace(o.array), o.array.dtype) for o in outs)
     for index, out in enumerate(outs):
-        out.requires_grad, out._node = True, Slot(node, index, out.array)
+        out._requires, out._node = True, Slot(node, index, out.array)
 
 
 def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
@@ -409,6 +433,12 @@ def _pull_formula(node: Any, F: Any, g: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------------- operands and errors
 _numbers: dict[Any, Tensor] = {}
 HOST_CACHES.append(_numbers)
+DEFAULT_CACHES.append(_numbers)
+
+
+_NUMBER = int | float | complex | numpy.generic
+# The operations that PyTorch computes on numbers alone too.
+_ON_NUMBERS = frozenset({"add", "div", "floor_divide", "mul", "sub", "trunc_divide", "where"})
 
 
 def as_operand(value: Any, others: Sequence[Any]) -> Any:
@@ -421,8 +451,9 @@ def as_operand(value: Any, others: Sequence[Any]) -> Any:
             pass
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, int | float | complex | numpy.generic):
-        return _number(value, next((o.array for o in others if isinstance(o, Tensor)), None))
+    if isinstance(value, _NUMBER):
+        like = next((o.array for o in others if isinstance(o, Tensor)), None)
+        return value if like is None else _number(value, like)
     if isinstance(value, numpy.ndarray):
         return wrap(value)
     return value  # recover() names it
@@ -441,8 +472,10 @@ def _number(value: Any, like: Any) -> Tensor:
     if isinstance(value, numpy.generic):
         value = value.item()
     if like is None:
-        like = numpy.zeros((), default_float() if isinstance(value, float) else numpy.int64)
+        like = numpy.zeros((), as_numpy(joint_type([value])))
     number = wrap(scalar(value, like))
+    remember(number, value)
+    number._is_number = True
     if type(value) in (int, float) and type(like) is numpy.ndarray and value and not cuda_in_use():
         if len(_numbers) > 4096:  # 0.0 and -0.0 are one key, so neither is kept
             _numbers.clear()
@@ -486,6 +519,9 @@ def _answer(
     op: Operation, name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]
 ) -> Any:
     """Return the outputs where an operand is traced, else explain the error; Note [Layers]."""
+    if op.name in _ON_NUMBERS and any(isinstance(v, _NUMBER) for v in operands.values()):
+        made = {n: _number(v, None) if isinstance(v, _NUMBER) else v for n, v in operands.items()}
+        return op.function(**made, **options)
     if is_traced(operands.values()):
         return traced_call(op, operands, options)
     return recover(name, error, operands, options)
@@ -510,6 +546,7 @@ _UNARY = {"neg": "neg", "abs": "abs", "~": "invert"}
 
 def _attach_methods(self: Operation, method: bool | str, operator: str, inplace: bool) -> None:
     function = self.function
+    bare = _bare(self) if operator else function
     if isinstance(method, str):
         setattr(Tensor, self.name, _gathering(function, method.lstrip("*")))
     elif method:
@@ -518,18 +555,32 @@ def _attach_methods(self: Operation, method: bool | str, operator: str, inplace:
         setattr(Tensor, self.name + "_", in_place(function, self.name + "_"))
     if operator in _DUNDER:
         word = _DUNDER[operator]
-        setattr(Tensor, f"__{word}__", function)
-        setattr(Tensor, f"__r{word}__", _reflected(function))
+        setattr(Tensor, f"__{word}__", bare)
+        setattr(Tensor, f"__r{word}__", _reflected(bare))
         if inplace:
             setattr(Tensor, f"__i{word}__", getattr(Tensor, self.name + "_"))
     elif operator in _COMPARE:
-        setattr(Tensor, f"__{_COMPARE[operator]}__", _comparison(function))
+        setattr(Tensor, f"__{_COMPARE[operator]}__", _comparison(bare))
     elif operator:
-        setattr(Tensor, f"__{_UNARY[operator]}__", function)
+        setattr(Tensor, f"__{_UNARY[operator]}__", bare)
+
+
+def _bare(self: Operation) -> Callable[..., Tensor]:
+    """Return the operation as a function of its operands alone, for operators."""
+    names: dict[str, Any] = self.function.__globals__
+    _execute(bare_source(self.plan), f"<distgrad operator {self.name}>", names)
+    bare: Any = names.pop("_bare")
+    bare.__name__, bare.__doc__ = self.name, self.function.__doc__
+    bare.__module__, bare.op = self.function.__module__, self
+    notes = self.function.__annotations__
+    bare.__annotations__ = {n: notes[n] for n in [*(o.name for o in self.operands), "return"]}
+    return bare  # type: ignore[no-any-return]
 
 
 def _reflected(function: Callable[..., Tensor]) -> Callable[[Tensor, Any], Tensor]:
     def reflected(self: Tensor, other: Any) -> Tensor:
+        if not isinstance(self, Tensor):
+            raise ArgumentTypeError(f"self must be Tensor, not {type(self).__name__}")
         return function(other, self)
 
     return reflected

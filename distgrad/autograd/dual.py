@@ -16,8 +16,7 @@ from distgrad.autograd import engine
 from distgrad.autograd.graph import edge_of
 from distgrad.autograd.inplace import follow, steps_of
 from distgrad.autograd.mode import enable_grad
-from distgrad.autograd.traced import Level, Traced, innermost, map_operand, settled
-from distgrad.backend.device import array_namespace
+from distgrad.autograd.traced import Level, Traced, map_operand, running, settled
 from distgrad.tensor import Tensor, shared_of, wrap
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class DualArray(Traced):
         tangent = None if self.tangent is None else F.clone(self.tangent)
         return DualArray(F.clone(self.below), tangent, self.level)
 
-    def settled(self, own: set[int]) -> Traced:
+    def settled(self, own: set[int] | None) -> Traced:
         """Return this without histories that lead to leaves of ``own`` alone."""
         tangent = None if self.tangent is None else settled(self.tangent, own)
         return DualArray(settled(self.below, own), tangent, self.level)
@@ -104,6 +103,8 @@ class DualLevel(Level):
         primals = {n: map_operand(lambda t: self.parts(t)[0], o) for n, o in operands.items()}
         tangents = {n: _tangents(self, o) for n, o in operands.items()}
         out = op.function(**primals, **options)
+        if not running.forward_mode:
+            return out.array if isinstance(out, Tensor) else [o.array for o in out]
         if isinstance(out, Tensor):
             (tangent,) = tangents_of(op, primals, tangents, options, [out])
             return self._output(op, out, tangent)
@@ -126,23 +127,24 @@ class DualLevel(Level):
         """Write ``result`` into ``target``, tangent too; a plain target becomes dual."""
         primal, tangent = self.parts(result)
         if tangent is not None and self.parts(target)[1] is None:
-            self._give_tangent(target)
+            self._give_tangent(target, tangent)
         into, along = self.parts(target)
         into.copy_(primal)
         if along is not None:
             F: Any = engine.tensor_functions
             along.copy_(F.zero(into) if tangent is None else tangent)
 
-    def _give_tangent(self, target: Tensor) -> None:
-        """Give ``target``, or the base it is a view of, a tangent of zeros."""
+    def _give_tangent(self, target: Tensor, like: Tensor) -> None:
+        """Give ``target``, or the base it is a view of, a tangent of zeros, layers as ``like``."""
         base = target if target._base is None else target._base
         primal, tangent = self.parts(base)
         if primal is base:
             primal = wrap(base.array)
-            primal.requires_grad, primal._node = base.requires_grad, base._node
+            primal._requires, primal._node = base._requires, base._node
         if tangent is None:
-            array = innermost(primal.array)
-            tangent = wrap(array_namespace(array).zeros(primal.array.shape, primal.array.dtype))
+            F: Any = engine.tensor_functions
+            zero = F.to_dtype(F.sum(F.zero(like)), primal.array.dtype)
+            tangent = F.clone(F.expand(zero, primal.array.shape)).detach()
             base.array = DualArray(primal, tangent, self)
             self.note(base)
         for ref in list(shared_of(base).views or ()):
@@ -160,7 +162,7 @@ class DualLevel(Level):
             if tensor is not None and isinstance(array, DualArray) and array.level is self:
                 tensor.array = array.below.array
                 if not tensor.requires_grad:
-                    tensor.requires_grad = array.below.requires_grad
+                    tensor._requires = array.below._requires
                     tensor._node = array.below._node
 
 
@@ -202,7 +204,7 @@ def tangents_of(
         found = _linear(op, primals, moving, options)
     elif op.kind == "multilinear":
         found = _sum([op.function(**(primals | {n: t}), **options) for n, t in moving.items()])
-    elif op.kind == "elementwise":
+    elif op.kind == "elementwise" and not _complex(outs[0], primals, moving):
         found = _rules(op, primals, moving, options, outs[0])
     elif op.formula is not None:
         found = _by_formula(op, primals, moving, options, len(outs))
@@ -263,6 +265,15 @@ def _rules(op: Operation, primals: Any, moving: Any, options: Any, out: Tensor) 
     return _sum(parts)
 
 
+def _complex(out: Tensor, primals: dict[str, Any], moving: dict[str, Any]) -> bool:
+    """Return True where a rule, which answers a gradient, may not answer a tangent.
+
+    The rule is the transpose of what is wanted, and of complex numbers that is not the same: only
+    where the operation is holomorphic, which ``abs`` and ``sgn`` are not.
+    """
+    return any(t.array.dtype.kind == "c" for t in (out, *(primals[n] for n in moving)))
+
+
 def _sum(parts: list[Any]) -> Any:
     total = parts[0]
     for part in parts[1:]:
@@ -309,23 +320,28 @@ def _twice_backward(op: Operation, primals: Any, moving: Any, options: Any) -> l
         if op.outputs:
             outs = [o for o, f in zip(outs, op.outputs.values(), strict=True) if f]
         gs = [fresh_leaf(F.zero(o.detach()), own) for o in outs]
-        roots = [(edge_of(o), g) for o, g in zip(outs, gs, strict=True)]
-        inputs = [edge_of(p) for p, _ in pairs]
-        pulled = _pull(roots, inputs)
-        dots = [(edge_of(p), t) for p, (_, t) in zip(pulled, pairs, strict=True) if p is not None]
-        dots = [(e, t) for e, t in dots if e is not None]
-        found = _pull(dots, gs) if dots else [None] * len(gs)
+        pulled = transposed(outs, gs, [p for p, _ in pairs])
+        found = transposed(pulled, [t for _, t in pairs], gs)
     return [None if t is None else settled(t, own) for t in found]
 
 
-def _pull(roots: Any, inputs: Any) -> list[Any]:
-    return engine.run(roots, create_graph=True, keep_graph=True, inputs=inputs, accumulate=False)
+def transposed(outs: list[Any], gs: list[Any], inputs: list[Tensor]) -> list[Any]:
+    """Return the transposed Jacobian of ``outs`` by ``inputs`` times ``gs``, recorded.
+
+    ``gs`` are as they travel in the engine.  An input on which nothing depends gets None.
+    """
+    pairs = [(None if o is None else edge_of(o), g) for o, g in zip(outs, gs, strict=True)]
+    roots = [(edge, g) for edge, g in pairs if edge is not None]
+    if not roots:
+        return [None] * len(inputs)
+    edges = [edge_of(x) for x in inputs]
+    return engine.run(roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False)
 
 
 def fresh_leaf(tensor: Tensor, own: set[int]) -> Tensor:
     """Return an alias that requires grad; noted in ``own`` when nothing lies before it."""
     out: Tensor = engine.tensor_functions.alias(tensor)  # type: ignore[attr-defined]
     if out._node is None:
-        out.requires_grad = True
+        out._requires = True
         own.add(id(out))
     return out

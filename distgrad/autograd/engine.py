@@ -25,10 +25,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distgrad.autograd import saving
 from distgrad.autograd.mode import mode
-from distgrad.autograd.node import Slot
+from distgrad.autograd.node import Node, Slot, attached
 from distgrad.backend.device import array_namespace
-from distgrad.errors import GradError
+from distgrad.errors import ArgumentTypeError, GradError
 from distgrad.tensor import Tensor, wrap
 
 Edge = Any  # Node | Slot | leaf Tensor
@@ -65,6 +66,7 @@ class _State(threading.local):
 
     callbacks: list[Callable[[], None]] | None = None
     walk: _Walk | None = None
+    depth = 0  # of backwards inside backwards
 
 
 _state = _State()
@@ -97,8 +99,11 @@ def run(
     Returns:
         The gradients of ``inputs`` (None where there is none); an empty list without ``inputs``.
     """
+    if _state.depth >= _MAX_DEPTH:
+        return _in_new_thread(roots, create_graph, keep_graph, inputs, accumulate)
     before = mode.grad, _state.callbacks, _state.walk
     mode.grad, _state.callbacks = create_graph, []
+    _state.depth += 1
     try:
         walk = _state.walk = walks[-1](roots, create_graph, keep_graph, inputs, accumulate)
         walk.run()
@@ -107,6 +112,37 @@ def run(
         return walk.captured()
     finally:
         mode.grad, _state.callbacks, _state.walk = before
+        _state.depth -= 1
+
+
+_MAX_DEPTH = 40  # Python allows 1000 calls inside each other in one thread
+
+
+def _in_new_thread(
+    roots: Any, create_graph: bool, keep_graph: bool, inputs: Any, accumulate: bool
+) -> list[Any]:
+    """Run a backward that is nested too deeply on the stack of a thread of its own."""
+    found: list[Any] = []
+    hooks = saving.local.hooks
+
+    def work() -> None:
+        saving.local.hooks = hooks
+        try:
+            found.append(run(
+                roots, create_graph=create_graph, keep_graph=keep_graph, inputs=inputs,
+                accumulate=accumulate,
+            ))  # fmt: skip
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    result = found[0]
+    if isinstance(result, BaseException):
+        raise result
+    gradients: list[Any] = result
+    return gradients
 
 
 class _Walk:
@@ -134,6 +170,9 @@ class _Walk:
             self.acc[edge] = self.acc[edge] + g if edge in self.acc else g
         self.wait = _dependencies(list(self.acc))
         self.needed = None if inputs is None else _needed(list(self.acc), self.wait, inputs)
+        if self.needed is not None and accumulate:  # as in PyTorch, these run too
+            inner = [e for e in inputs or () if not e._leaf]
+            self.needed.update(inner, [e.owner for e in inner])
         self.ready = [edge for edge in self.acc if not self.wait[edge]]
         if create_graph:
             self.F: Any = tensor_functions
@@ -149,6 +188,9 @@ class _Walk:
         ready, acc, wanted, needed = self.ready, self.acc, self.wanted, self.needed
         while ready:
             node = ready.pop()
+            if node._leaf:
+                self._leaf(node)
+                continue
             g = acc.pop(node, None)
             if g is not None:
                 if node._hooks is not None and (needed is None or self.executes(node)):
@@ -156,10 +198,9 @@ class _Walk:
                     self.owned.discard(node)
                 if wanted is not None and node in wanted:
                     wanted[node] = g
-            if node._leaf:
-                if g is not None:
-                    self._leaf(node, g)
-            elif needed is None or node in needed:
+            elif node._hooks and type(node) is not Slot:
+                g = self._hooks_of_nothing(node)
+            if needed is None or node in needed:
                 if type(node) is Slot:
                     self._slot(node, g)
                 else:
@@ -176,14 +217,40 @@ class _Walk:
         if g is None and not node._takes_none:
             self._deliver(node._edges, (None,) * len(node._edges), None)
             return
+        if node._of_slots is not None:
+            g = self._hooks_of_missing(node, g)
         if node._prehooks is not None and g is not None:
             g = call_prehooks(node._prehooks, g)
         grads = node.pull_graph(self.F, g) if self.create_graph else node.pull(self.F, g)
         if node._posthooks is not None:
             grads = call_posthooks(node._posthooks, grads, g)
-        if not self.keep_graph and node._held:
+        if not self.keep_graph and node._frees and node._held:
             node._held = None
         self._deliver(node._edges, grads, g)
+
+    def _hooks_of_nothing(self, edge: Any) -> Any:
+        """Call the hooks of an edge that no gradient came for with None; one may give one."""
+        g = None
+        if self.needed is None or self.executes(edge):
+            for hook in tuple(edge._hooks.values()):
+                new = hook(g)
+                g = g if new is None else new
+        if g is None:
+            return None
+        g = conjugated(g)
+        return g if self.create_graph else g.array
+
+    def _hooks_of_missing(self, node: Any, g: Any) -> Any:
+        """Call the hooks on outputs that got no gradient with None, as PyTorch does."""
+        parts = list(g) if type(g) is tuple else [g]
+        for index, state in tuple(node._of_slots.items()):
+            if state.hooks is not None and index < len(parts) and parts[index] is None:
+                for hook in tuple(state.hooks.values()):
+                    new = hook(None)
+                    if new is not None:
+                        new = conjugated(new)
+                        parts[index] = new if self.create_graph else new.array
+        return tuple(parts) if type(g) is tuple else g
 
     def _deliver(self, edges: tuple[Edge, ...], grads: Sequence[Any], g: Any) -> None:
         """Add each gradient to what its edge already has; an edge with nothing to wait for runs."""
@@ -202,7 +269,10 @@ class _Walk:
                         self.owned.add(edge)
             left = wait[edge] = wait[edge] - 1
             if not left:
-                self.ready.append(edge)
+                if edge._leaf:  # nothing comes after it, so its gradient is complete first
+                    self._leaf(edge)
+                else:
+                    self.ready.append(edge)
 
     def _add(self, edge: Edge, new: Any) -> None:
         """Sum two contributions: a new array at first, in place from then on."""
@@ -228,20 +298,98 @@ class _Walk:
                 del self.acc[node]
             self.ready.append(node)
 
-    def _leaf(self, leaf: Tensor, g: Any) -> None:
-        """Accumulate into ``leaf.grad`` and fire the leaf's hooks."""
-        if not self.accumulate or (self.wanted is not None and leaf not in self.wanted):
+    def _leaf(self, leaf: Tensor) -> None:
+        """Call the hooks of ``leaf`` with what came for it, keep it if wanted, accumulate it."""
+        g = self.acc.pop(leaf, None)
+        hooked = bool(leaf._hooks)
+        if hooked:
+            if g is None:
+                g = self._hooks_of_nothing(leaf)
+            elif self.needed is None or self.executes(leaf):
+                g = call_hooks(leaf, g)
+            self.owned.discard(leaf)
+        if g is None:
             return
+        wanted = self.wanted
+        if wanted is not None:
+            if leaf not in wanted:
+                return
+            wanted[leaf] = g
+        if self.accumulate:
+            state = leaf._accumulator
+            if state is None:
+                self._accumulate(leaf, g)
+            else:
+                self._accumulate_between_hooks(leaf, g, state)
+
+    def _accumulate(self, leaf: Tensor, g: Any) -> None:
+        """Add ``g`` into ``leaf.grad`` and call the hooks that come after."""
         if leaf.array.dtype.kind == "c":
             g = conjugated(g)
+        if leaf._grad_dtype != "own":
+            g = self._converted(leaf, g)
         if self.create_graph:
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
+            leaf._grad = copied(g) if leaf._grad is None else leaf._grad + g
         else:
             owned = leaf in self.owned and getattr(g, "base", None) is None
             accumulate_array(leaf, g, owned)
         if leaf._post_hooks is not None:
-            for hook in tuple(leaf._post_hooks.values()):
-                hook(leaf)
+            call_leaf_hooks(leaf)
+
+    def _accumulate_between_hooks(self, leaf: Tensor, g: Any, state: Any) -> None:
+        """Do the same for a leaf whose node in the graph has hooks of its own."""
+        if state.prehooks:
+            g = call_prehooks(state.prehooks, g)
+            self.owned.discard(leaf)
+        first = leaf._grad is None
+        self._accumulate(leaf, g)
+        if state.posthooks:
+            came = conjugated(g)
+            grad = leaf._grad if first else came if self.create_graph else wrap(_array(came))
+            for hook in tuple(state.posthooks.values()):
+                hook((), (grad,))
+
+    def _converted(self, leaf: Tensor, g: Any) -> Any:
+        """Return the gradient in the dtype that the leaf's ``grad`` is to have."""
+        dtype = leaf._grad_dtype
+        if dtype is None or dtype == (g.array if self.create_graph else g).dtype:
+            return g
+        self.owned.discard(leaf)
+        return tensor_functions.to_dtype(g, dtype) if self.create_graph else g.astype(dtype)  # type: ignore[attr-defined]
+
+
+class CopyBackwards(Node):
+    """Stands before a gradient that is kept with its history."""
+
+    __slots__ = ()
+
+    def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
+        """Return the gradient as it is."""
+        return (None, g)
+
+    pull_graph = pull
+
+
+def copied(g: Tensor) -> Tensor:
+    """Return a copy of a gradient; its history leads to that of ``g``."""
+    if hasattr(g.array, "below"):
+        return tensor_functions.clone(g)  # type: ignore[attr-defined, no-any-return]
+    array = g.array.copy()
+    if not g._requires:
+        return wrap(array)
+    node = CopyBackwards()
+    node._edges, node._shape = (None, g._node or g), array.shape
+    node.clock, node.saved = 0, ()
+    return attached(array, node)
+
+
+def call_leaf_hooks(leaf: Tensor) -> None:
+    """Call the hooks that follow the accumulation of ``leaf.grad``."""
+    for hook in tuple((leaf._post_hooks or {}).values()):
+        if hook(leaf) is not None:
+            raise GradError(
+                f"post_accumulate_grad_hook({leaf._brief()}): hooks should return None."
+            )
 
 
 walks: list[type[_Walk]] = [_Walk]  # the last one is used; anomaly mode brings its own
@@ -256,20 +404,20 @@ def current_walk() -> Any:
 
 def accumulate_array(leaf: Tensor, g: Any, owned: bool) -> None:
     """Add the array ``g`` into ``leaf.grad``: into its bucket view if it has one, else in place."""
-    grad = leaf.grad
+    grad = leaf._grad
     if grad is not None:
-        if grad.requires_grad:
-            leaf.grad = grad + wrap(g)
+        if grad._requires:
+            leaf._grad = grad + wrap(g)
         else:
             grad.array += g
             if grad._shared is not None:
                 grad._shared.bump()
     elif leaf._grad_buffer is not None:
         leaf._grad_buffer.array[...] = g
-        leaf.grad = leaf._grad_buffer
+        leaf._grad = leaf._grad_buffer
     else:
         xp = array_namespace(leaf.array)
-        leaf.grad = wrap(xp.asarray(g) if owned else xp.array(g))
+        leaf._grad = wrap(xp.asarray(g) if owned else xp.array(g))
 
 
 def _dependencies(starts: list[Edge]) -> dict[Edge, int]:
@@ -313,19 +461,41 @@ def call_hooks(edge: Any, g: Any) -> Any:
     """Return the gradient after ``hook(grad) -> grad | None`` of each registered hook."""
     raw = not isinstance(g, Tensor)
     grad = conjugated(wrap(_array(g)) if raw else g)
-    for hook in tuple(edge._hooks.values()):
-        new = hook(grad)
+    for key in tuple(edge._hooks):
+        hook = edge._hooks.get(key)
+        new = None if hook is None else hook(grad)
         if new is not None:
-            if new.array.shape != grad.array.shape:
-                raise GradError(
-                    f"hook({hook!r}): returned a gradient of shape {list(new.array.shape)} for one "
-                    f"of shape {list(grad.array.shape)}; return a gradient of the same shape"
-                )
+            _check_hooked(hook, new, grad)
             grad = new
     if not edge._leaf and edge._retain is not None:
         edge._retain(grad)
     grad = conjugated(grad)
     return grad.array if raw else grad
+
+
+def _check_hooked(hook: Any, new: Any, grad: Tensor) -> None:
+    """Raise where ``hook`` has returned no gradient, or one that does not fit in place of another.
+
+    Raises:
+        ArgumentTypeError: it is no tensor.
+        GradError: its shape or dtype differs.
+    """
+    name = getattr(hook, "__name__", type(hook).__name__)
+    if not isinstance(new, Tensor):
+        raise ArgumentTypeError(
+            f"hook({name}): expected Variable, but hook returned '{type(new).__name__}'"
+        )
+    have, old = new.array, grad.array
+    if have.shape != old.shape:
+        raise GradError(
+            f"hook({name}): hook '{name}' has changed the size of value: it returned a gradient of "
+            f"shape {list(have.shape)} for one of shape {list(old.shape)}"
+        )
+    if have.dtype != old.dtype:
+        raise GradError(
+            f"hook({name}): hook '{name}' has changed the type of value (was {old.dtype} got "
+            f"{have.dtype})"
+        )
 
 
 def conjugated(g: Any) -> Any:
@@ -341,10 +511,13 @@ def call_prehooks(hooks: dict[int, Callable[..., Any]], g: Any) -> Any:
     many = type(g) is tuple
     grads = tuple(map(conjugated, _tensors(g if many else (g,))))
     raw = not any(isinstance(p, Tensor) for p in (g if many else (g,)))
-    for hook in tuple(hooks.values()):
-        new = hook(grads)
+    for key in tuple(hooks):
+        hook = hooks.get(key)  # one hook may remove another
+        new = None if hook is None else hook(grads)
         if new is not None:
-            grads = tuple(new) if isinstance(new, list | tuple) else (new,)
+            found = tuple(new) if isinstance(new, list | tuple) else (new,)
+            _check_count(hook, found, grads)
+            grads = found
     grads = tuple(map(conjugated, grads))
     back = _arrays(grads) if raw else grads
     return back if many else back[0]
@@ -357,12 +530,29 @@ def call_posthooks(hooks: dict[int, Callable[..., Any]], grads: Sequence[Any], g
     )  # None where no gradient came
     raw = not any(isinstance(p, Tensor) for p in grads)
     ins = tuple(map(conjugated, _tensors(grads)))
-    for hook in tuple(hooks.values()):
-        new = hook(ins, outs)
+    for key in tuple(hooks):
+        hook = hooks.get(key)
+        new = None if hook is None else hook(ins, outs)
         if new is not None:
-            ins = tuple(new) if isinstance(new, list | tuple) else (new,)
+            found = tuple(new) if isinstance(new, list | tuple) else (new,)
+            _check_count(hook, found, ins)
+            ins = found
     ins = tuple(map(conjugated, ins))
     return _arrays(ins) if raw else ins
+
+
+def _check_count(hook: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> None:
+    if len(new) != len(old):
+        name = getattr(hook, "__name__", type(hook).__name__)
+        raise GradError(
+            f"hook({name}): hook '{name}' has returned an incorrect number of values (got "
+            f"{len(new)}, but expected {len(old)})"
+        )
+    for one in new:
+        if one is not None and not isinstance(one, Tensor):
+            raise ArgumentTypeError(
+                f"hook: expected Variable, but hook returned '{type(one).__name__}'"
+            )
 
 
 def _tensors(grads: Sequence[Any]) -> tuple[Any, ...]:

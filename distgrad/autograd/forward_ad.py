@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from distgrad.autograd import engine
 from distgrad.autograd.declare import Operation
 from distgrad.autograd.dual import DualArray, DualLevel
 from distgrad.autograd.graph import Node, edge_of
 from distgrad.autograd.mode import _Switch, mode
+from distgrad.autograd.traced import running
 from distgrad.errors import ArgumentError, GradError
-from distgrad.tensor import Tensor, clock, wrap
+from distgrad.tensor import Tensor, clock, shared_of, wrap
 
 __all__ = [
     "UnpackedDualTensor",
@@ -34,6 +36,9 @@ class UnpackedDualTensor(NamedTuple):
     tangent: Tensor | None
 
 
+_current_level = -1  # the number of the level that is open
+
+
 def enter_dual_level() -> int:
     """Begin a level of forward mode and return its number.
 
@@ -45,7 +50,10 @@ def enter_dual_level() -> int:
             "enter_dual_level(): Nested forward mode AD is not supported at the moment; "
             "use func.jvp inside func.jvp"
         )
-    _levels.append(DualLevel().__enter__())
+    level = DualLevel().__enter__()
+    level.functional = False
+    _levels.append(level)
+    globals()["_current_level"] = 0
     return 0
 
 
@@ -59,6 +67,7 @@ def exit_dual_level(*, level: int | None = None) -> None:
             "last one that was created. This is not supported."
         )
     _levels.pop().__exit__()
+    globals()["_current_level"] = -1
 
 
 class dual_level(_Switch):
@@ -77,6 +86,29 @@ class dual_level(_Switch):
 
     def __exit__(self, *error: object) -> None:
         exit_dual_level()
+
+
+class _set_fwd_grad_enabled(_Switch):
+    """Context manager, or decorator, that lets operations carry tangents on or not."""
+
+    def __init__(self, mode: bool) -> None:
+        """Set the switch at once; ``__exit__`` puts it back."""
+        self._set, self._was = mode, running.forward_mode
+        running.forward_mode = mode
+
+    def _again(self) -> _set_fwd_grad_enabled:
+        return _set_fwd_grad_enabled(self._set)
+
+    def __enter__(self) -> None:
+        running.forward_mode = self._set
+
+    def __exit__(self, *error: object) -> None:
+        running.forward_mode = self._was
+
+
+def _is_fwd_grad_enabled() -> bool:
+    """Return True when operations of this thread carry tangents on."""
+    return running.forward_mode
 
 
 class _MakeDual(Node):
@@ -120,12 +152,15 @@ def make_dual(tensor: Tensor, tangent: Tensor, *, level: int | None = None) -> T
             "level0 is not supported."
         )
     check_tangent("make_dual", tensor, tangent)
+    if tensor.array.strides != tangent.array.strides and tangent.array.size:
+        tangent = engine.tensor_functions.clone(tangent)  # type: ignore[attr-defined]
     out = current.dual(tensor, tangent)
+    out._shared = shared_of(tensor)
     if tensor.requires_grad and mode.grad:
         node = _MakeDual()
         node._edges, node._shape = (edge_of(tensor),), tensor.array.shape
         node.clock, node.saved = clock.now, ()
-        out.requires_grad, out._node = True, node
+        out._requires, out._node = True, node
     return out
 
 

@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 from distgrad.autograd import engine, saving
 from distgrad.autograd.dual import DualLevel
 from distgrad.autograd.forward_ad import check_tangent
-from distgrad.autograd.inplace import adopt
+from distgrad.autograd.inplace import adopt, refuse_leaf
 from distgrad.autograd.mode import mode, no_grad
 from distgrad.autograd.node import Node, Slot, attached, edge_of, freed
-from distgrad.autograd.traced import running_levels
+from distgrad.autograd.tangents import Argument, check_jvp
+from distgrad.autograd.traced import is_traced, running_levels
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, shared_of, wrap
@@ -30,6 +31,7 @@ class FunctionCtx:
     dirty_tensors: tuple[Tensor, ...] = ()
     non_differentiable: tuple[Tensor, ...] = ()
     materialize_grads = True
+    _materialize_non_diff_grads = True
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Save tensors; ``backward`` finds them in ``saved_tensors``, checked for changes."""
@@ -82,6 +84,8 @@ class BackwardCFunction(Node, FunctionCtx):
     _inputs: tuple[Any, ...]  # for each argument: shape and dtype; None if no tensor
     _takes_none = True
     _forward_mode = False  # True while jvp runs
+    _accessed = False  # the saved tensors were handed out for good
+    _not_differentiable: tuple[int, ...] = ()  # the outputs that were marked so
     needs_input_grad: tuple[bool, ...] = ()
 
     @property
@@ -91,13 +95,37 @@ class BackwardCFunction(Node, FunctionCtx):
         Raises:
             GradError: they are freed, or one was changed in place since.
         """
-        if self._forward_mode and self.saved_for_forward:
+        if self._forward_mode:
             return self.saved_for_forward
         if self._held is None:
+            if self._accessed:
+                raise GradError(
+                    f"{self.name()}: saved tensors of a Function with "
+                    "clear_saved_tensors_on_access=True can only be accessed once"
+                )
             raise freed(self)
+        found = self._unpacked()
+        if self._forward_cls.clear_saved_tensors_on_access and _in_backward():
+            self._held, self._accessed = None, True
+        return found
+
+    def _unpacked(self) -> Tensors:
+        assert self._held is not None
         return tuple([entry if entry is None else entry.tensor(self) for entry in self._held])
 
-    saved_variables = saved_tensors
+    @property
+    def saved_variables(self) -> Tensors:
+        """The old name of ``saved_tensors``."""
+        warnings.warn(
+            "'saved_variables' is deprecated; use 'saved_tensors'", DeprecationWarning, stacklevel=2
+        )
+        return self.saved_tensors
+
+    @property
+    def _raw_saved_tensors(self) -> tuple[saving.SavedTensor, ...]:
+        if self._held is None:
+            raise freed(self)
+        return tuple([_RawSaved(self, "", i) for i in range(len(self._held))])
 
     def apply(self, *grads: Any) -> Any:
         """Return what the user's ``backward`` or ``vjp`` returns."""
@@ -131,7 +159,10 @@ class BackwardCFunction(Node, FunctionCtx):
     def _gradients(self, g: Any) -> list[Tensor | None]:
         parts = g if type(g) is tuple else (g,) * len(self._outputs)
         full: list[Tensor | None] = []
-        for part, like in zip(parts, self._outputs, strict=True):
+        skipped = () if self._materialize_non_diff_grads else self._not_differentiable
+        for place, (part, like) in enumerate(zip(parts, self._outputs, strict=True)):
+            if place in skipped:
+                part = like = None
             if part is not None and not isinstance(part, Tensor):
                 part = wrap(array_namespace(part).asarray(part))
             elif part is None and like is not None and self.materialize_grads:
@@ -173,7 +204,9 @@ class BackwardCFunction(Node, FunctionCtx):
                 f"backward({self.name()}): Function {self.name()} returned an invalid gradient at "
                 f"index {place} - got {list(have)} but expected shape compatible with {list(shape)}"
             )
-        return grad if grad.array.dtype == dtype else _converted(grad, dtype)
+        if dtype is None or grad.array.dtype == dtype:
+            return grad
+        return _converted(grad, dtype)
 
     def _refuse(self, why: str) -> NoReturn:
         raise GradError(f"backward({self.name()}): {why}")
@@ -213,6 +246,44 @@ class _Saved:
         return out
 
 
+class _RawSaved(saving.SavedTensor):
+    """One saved tensor of a custom Function."""
+
+    __slots__ = ()
+
+    def _value(self) -> Any:
+        node: Any = self._node
+        entry = None if node._held is None else node._held[self._place]
+        return entry.packed if type(entry) is _SavedPacked else entry
+
+    @property
+    def data(self) -> Any:
+        """What was packed, or the saved tensor itself."""
+        value = self._value()
+        if value is None:
+            return None
+        return value.packed if type(value) is saving.Packed else value.tensor(self._node)
+
+    def unpack(self) -> Any:
+        """Return the saved tensor."""
+        value = self._value()
+        return None if value is None else self._node._held[self._place].tensor(self._node)  # type: ignore[index]
+
+    def _replace(self, value: Any, hooks: saving.Hooks) -> None:
+        node: Any = self._node
+        tensor = value.tensor(node)
+        entry = _SavedPacked(saving.Packed(tensor, hooks, edge_of(tensor)))
+        node._held = (*node._held[: self._place], entry, *node._held[self._place + 1 :])
+
+
+def _in_backward() -> bool:
+    try:
+        engine.current_walk()
+    except GradError:
+        return False
+    return True
+
+
 class _SavedPacked:
     """One tensor saved for backward through hooks."""
 
@@ -243,6 +314,27 @@ class FunctionMeta(type):
         super().__init__(name, bases, body)
 
 
+class _Legacy:
+    """An attribute of nodes, which instances of a Function once were."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            raise AttributeError(self.name)
+        if self.name == "metadata":
+            raise GradError(
+                "You attempted to access the anomaly metadata of a custom autograd function but "
+                "the underlying PyNode has already been deallocated."
+            )
+        raise GradError(
+            f"Attribute '{self.name}' is invalid for this instance of Function: accessing it on an "
+            "instance of autograd.Function is a legacy access pattern; call <class>.apply(...) and "
+            "use the grad_fn of its output"
+        )
+
+
 class Function(metaclass=FunctionMeta):
     """Base of operations with a backward of their own: define static methods, call ``apply``.
 
@@ -271,6 +363,16 @@ class Function(metaclass=FunctionMeta):
     """
 
     generate_vmap_rule = False
+    clear_saved_tensors_on_access = False
+    register_hook = _Legacy()
+    register_prehook = _Legacy()
+    next_functions = _Legacy()
+    name = _Legacy()
+    _register_hook_dict = _Legacy()
+    _sequence_nr = _Legacy()
+    _set_sequence_nr = _Legacy()
+    _input_metadata = _Legacy()
+    metadata = _Legacy()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Warn: Functions are not instantiated."""
@@ -340,8 +442,12 @@ class Function(metaclass=FunctionMeta):
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
         for level in reversed(running_levels()):
-            if isinstance(level, DualLevel) and _has_tangent(level, args):
-                return _apply_dual(cls, level, args, kwargs)
+            if level.functional and not in_two_steps:
+                raise GradError(_ONE_STEP)
+            if isinstance(level, DualLevel) and has_tangent(level, args):
+                if in_two_steps and mode.grad and any([_tracked(a) for a in args]):
+                    break  # it is recorded here, and its forward is what this level answers
+                return apply_dual(cls, level, args, kwargs)
         return cls._applied(args, kwargs, in_two_steps)[1]
 
     @classmethod
@@ -353,13 +459,25 @@ class Function(metaclass=FunctionMeta):
         before, mode.grad = mode.grad, False
         try:
             if in_two_steps:
-                result = cls.forward(*args, **kwargs)
+                if is_traced(args):
+                    result = batched_forward[0](cls, args, kwargs, before)
+                    mode.grad = False
+                else:
+                    result = cls.forward(*args, **kwargs)
                 cls.setup_context(ctx, args, result)
             else:
                 result = cls.forward(ctx, *args, **kwargs)
         finally:
             mode.grad = before
         return ctx, _record(ctx, args, result, recording)
+
+
+batched_forward: list[Callable[..., Any]] = []  # autograd.function_batch puts its own here
+_ONE_STEP = (
+    "In order to use an autograd.Function with functorch transforms (vmap, grad, jvp, jacrev, "
+    "...), it must override the setup_context staticmethod. For more details, please see "
+    "https://pytorch.org/docs/main/notes/extending.func.html"
+)
 
 
 class InplaceFunction(Function):
@@ -371,16 +489,25 @@ class InplaceFunction(Function):
         self.inplace = inplace
 
 
+class NestedIOFunction(Function):
+    """A Function of old programs, whose arguments and results were nested; it cannot be applied."""
+
+
 # ---------------------------------------------------------------------- recording
 def _connect(ctx: BackwardCFunction, args: tuple[Any, ...]) -> bool:
     """Give the node its edges; return True when there is something to record."""
     tensors = [a if isinstance(a, Tensor) else None for a in args]
     ctx.needs_input_grad = tuple([t is not None and t.requires_grad for t in tensors])
     recording = mode.grad and any(ctx.needs_input_grad)
-    ctx._inputs = tuple([None if t is None else (t.array.shape, t.array.dtype) for t in tensors])
+    ctx._inputs = tuple([None if t is None else (t.array.shape, _grad_dtype(t)) for t in tensors])
     ctx._edges = tuple([edge_of(t) for t in tensors if t is not None]) if recording else ()
     ctx._held, ctx._shape, ctx.clock = (), (), clock.now
     return recording
+
+
+def _grad_dtype(tensor: Tensor) -> Any:
+    kind = tensor._grad_dtype
+    return tensor.array.dtype if kind == "own" else kind
 
 
 def _record(ctx: BackwardCFunction, args: tuple[Any, ...], result: Any, recording: bool) -> Any:
@@ -398,6 +525,9 @@ def _record(ctx: BackwardCFunction, args: tuple[Any, ...], result: Any, recordin
         _output(ctx, args, i, o, recording) if isinstance(o, Tensor) else o
         for i, o in enumerate(raw)
     ]
+    ctx._not_differentiable = tuple(
+        [i for i, o in enumerate(raw) if _is_in(o, ctx.non_differentiable)]
+    )
     _refuse_changes_of_views(ctx, raw, outputs)
     _save(ctx, raw, recording)
     ctx.to_save, ctx.dirty_tensors, ctx.non_differentiable = (), (), ()
@@ -406,6 +536,12 @@ def _record(ctx: BackwardCFunction, args: tuple[Any, ...], result: Any, recordin
 
 def _is_in(tensor: Any, tensors: Sequence[Any]) -> bool:
     return any(tensor is t for t in tensors)
+
+
+_NO_INPUT = (
+    "ctx.mark_dirty() received a tensor that was not an input. Only input Tensors that have been "
+    "mutated should be passed to ctx.mark_dirty()."
+)
 
 
 def _check_dirty(ctx: BackwardCFunction, args: tuple[Any, ...], raw: tuple[Any, ...]) -> None:
@@ -418,9 +554,10 @@ def _check_dirty(ctx: BackwardCFunction, args: tuple[Any, ...], raw: tuple[Any, 
                 "the Function."
             )
         if not _is_in(tensor, args):
+            if tensor._base is not None:
+                raise GradError(f"{name}.apply(): {_NO_INPUT}")
             warnings.warn(
-                "ctx.mark_dirty() received a tensor that was not an input. Only input Tensors "
-                "that have been mutated should be passed to ctx.mark_dirty().",
+                _NO_INPUT,
                 stacklevel=4,
             )
         elif tensor._base is not None and sum(isinstance(o, Tensor) for o in raw) > 1:
@@ -451,21 +588,17 @@ def _output(
         return out
     edge = _output_edge(ctx, index, out.array)
     if not dirty or not is_input:
-        out._node, out.requires_grad = edge, True
+        out._node, out._requires = edge, True
         return out
-    _refuse_changed_leaf(ctx, out)
+    name = f"{ctx._forward_cls.__name__}.apply"
+    if out._requires and out._node is None and out._base is None:
+        raise GradError(
+            f"{name}({out._brief()}): a leaf Variable that requires grad has been used in an "
+            "in-place operation; use it under dg.no_grad() or change a clone()"
+        )
+    refuse_leaf(out, name)
     adopt(out, edge, True)
     return out
-
-
-def _refuse_changed_leaf(ctx: BackwardCFunction, out: Tensor) -> None:
-    base = out if out._base is None else out._base
-    if base.requires_grad and base._node is None:
-        what = "a leaf Variable" if base is out else "a view of a leaf Variable"
-        raise GradError(
-            f"{ctx._forward_cls.__name__}.apply({out._brief()}): {what} that requires grad has "
-            "been used in an in-place operation; use it under dg.no_grad() or change a clone()"
-        )
 
 
 _VIEW = (
@@ -494,8 +627,14 @@ def _refuse_changes_of_views(
     why = _VIEW if len(recorded) == 1 else _ONE_OF_SEVERAL
     for index, out in recorded:
         if out._base is not None or out is not raw[index]:
-            out._base = None
+            out._base = out._unseen = None
             out.__dict__["_custom_view"] = why.format(index, ctx._forward_cls.__name__)
+    if not recorded and mode.grad:
+        for index, out in enumerate(outputs):
+            is_view = isinstance(out, Tensor) and out._base is not None
+            if is_view and not _is_in(out, ctx.dirty_tensors):
+                out._unseen = None
+                out.__dict__["_custom_view"] = _VIEW.format(index, ctx._forward_cls.__name__)
 
 
 def _save(ctx: BackwardCFunction, raw: tuple[Any, ...], recording: bool) -> None:
@@ -511,6 +650,7 @@ def _save(ctx: BackwardCFunction, raw: tuple[Any, ...], recording: bool) -> None
 
 def _entry(ctx: BackwardCFunction, tensor: Tensor, raw: tuple[Any, ...]) -> Any:
     of_this = tensor._node is not None and tensor._node.owner is ctx
+    of_this = of_this or _is_in(tensor, ctx.dirty_tensors)
     index = next((i for i, o in enumerate(raw) if of_this and o is tensor), None)
     if not saving.local.hooks:
         return _Saved(tensor, index)
@@ -518,30 +658,45 @@ def _entry(ctx: BackwardCFunction, tensor: Tensor, raw: tuple[Any, ...]) -> Any:
 
 
 # ---------------------------------------------------------------------- forward mode
-def _has_tangent(level: DualLevel, args: tuple[Any, ...]) -> bool:
+def _tracked(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def has_tangent(level: DualLevel, args: tuple[Any, ...]) -> bool:
+    """Return True when one of ``args`` carries a tangent of ``level`` on top."""
     return any(isinstance(a, Tensor) and level.parts(a)[1] is not None for a in args)
 
 
-def _apply_dual(kind: type[Function], level: DualLevel, args: Any, kwargs: Any) -> Any:
+def apply_dual(kind: type[Function], level: DualLevel, args: Any, kwargs: Any) -> Any:
     """Run ``forward`` on the primals and ``jvp`` on the tangents."""
     pairs = [level.parts(a) if isinstance(a, Tensor) else (a, None) for a in args]
     in_two_steps = kind.setup_context is not Function.setup_context
     ctx, result = kind._applied(tuple(p for p, _ in pairs), kwargs, in_two_steps)
-    found = ctx.apply_jvp(*[_tangent(ctx, p, t) for p, t in pairs])
+    given = [_tangent(ctx, p, t) for p, t in pairs]
+    before = [t._version if isinstance(t, Tensor) else 0 for t in given]
+    found = ctx.apply_jvp(*given)
     tangents = found if isinstance(found, tuple) else (found,)
     outputs = result if isinstance(result, tuple) else (result,)
     if len(tangents) != len(outputs):
         raise GradError(
-            f"{kind.__name__}.jvp(): returned an incorrect number of forward gradients (expected "
-            f"{len(outputs)}, got {len(tangents)})"
+            f"{kind.__name__}.jvp(): Function's jvp returned an invalid number of forward "
+            f"gradients (expected {len(outputs)} but got {len(tangents)})"
         )
-    duals = [_dual(level, args, pairs, o, t) for o, t in zip(outputs, tangents, strict=True)]
+    known = [
+        Argument(a, p, t, v) for a, (p, _), t, v in zip(args, pairs, given, before, strict=True)
+    ]
+    duals = []
+    for place, (o, t) in enumerate(zip(outputs, tangents, strict=True)):
+        check_jvp(kind.__name__, ctx, place, o, t, known)
+        duals.append(_dual(level, args, pairs, o, t))
     return tuple(duals) if isinstance(result, tuple) else duals[0]
 
 
 def _tangent(ctx: BackwardCFunction, primal: Any, tangent: Tensor | None) -> Tensor | None:
     if tangent is not None or not isinstance(primal, Tensor) or not ctx.materialize_grads:
         return tangent
+    if primal.array.dtype.kind not in "fcV":
+        return None
     return wrap(array_namespace(primal.array).zeros_like(primal.array))
 
 
@@ -552,22 +707,39 @@ def _dual(level: DualLevel, args: Any, pairs: Any, out: Any, tangent: Any) -> An
     check_tangent("jvp", out, tangent)
     for arg, (primal, _) in zip(args, pairs, strict=True):
         if out is primal and arg is not primal:
-            arg.array.tangent = tangent
+            if arg.array.tangent is not tangent:
+                raise GradError(_NOT_IN_PLACE)
             return arg
     dual = level.dual(out, tangent)
     if out._node is not None:
-        dual.requires_grad, dual._node = True, saving.through(out._node)
+        dual._requires, dual._node = True, saving.through(out._node)
     return dual
+
+
+_NOT_IN_PLACE = (
+    "An inplace custom Function is not modifying the forward mode gradients inplace. If the "
+    "forward is modifying an input inplace, then the jvp function must modify the corresponding "
+    "gradient inplace."
+)
 
 
 # ---------------------------------------------------------------------- once_differentiable
 class Error(Node):
     """Raises when a gradient arrives."""
 
-    def __init__(self, message: str, shape: tuple[int, ...]) -> None:
-        """Stand behind an output of ``shape``."""
-        self._edges, self._shape, self.saved, self.clock = (), shape, (), 0
-        self.message = message
+    def __init__(self, message: str, outputs: tuple[Any, ...]) -> None:
+        """Stand behind ``outputs``; what would come after it are leaves that nobody sees."""
+        self.message, self.saved, self.clock = message, (), 0
+        tensors = [o for o in outputs if isinstance(o, Tensor)]
+        self._edges = tuple(
+            [wrap(o.array).requires_grad_() if isinstance(o, Tensor) else None for o in outputs]
+        )
+        self._shape = tensors[0].array.shape if len(outputs) == 1 and tensors else ()
+        self.likes = () if len(outputs) == 1 else tuple([
+            (o.array.shape, array_namespace(o.array), o.array.dtype)
+            if isinstance(o, Tensor) else None
+            for o in outputs
+        ])  # fmt: skip
 
     def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
         """Raise."""
@@ -586,16 +758,20 @@ def once_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
         if not mode.grad or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return outputs
         many = isinstance(outputs, tuple)
-        found = tuple([_once(o) for o in (outputs if many else (outputs,))])
+        found = _once(outputs if many else (outputs,))
         return found if many else found[0]
 
     return wrapper
 
 
-def _once(out: Any) -> Any:
-    if not isinstance(out, Tensor):
-        return out
+def _once(outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     message = "trying to differentiate twice a function that was marked with @once_differentiable"
-    alias = out.detach()
-    alias.requires_grad, alias._node = True, Error(message, out.array.shape)
-    return alias
+    node = Error(message, outputs)
+    found = []
+    for index, out in enumerate(outputs):
+        if isinstance(out, Tensor):
+            out = out.detach()
+            out._requires = True
+            out._node = node if len(outputs) == 1 else Slot(node, index, out.array)
+        found.append(out)
+    return tuple(found)

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from distgrad.autograd import engine
+from distgrad.autograd.batching import over_batch
+from distgrad.autograd.dual import DualLevel, fresh_leaf
 from distgrad.autograd.gradients import grad
 from distgrad.autograd.mode import enable_grad, mode, set_grad_enabled
+from distgrad.autograd.traced import is_traced
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, wrap
@@ -139,8 +142,8 @@ def jacobian(
         inputs: a tensor or a tuple of tensors; tuples give tuples (of tuples).
         create_graph: make the result differentiable.
         strict: raise where an output does not depend on an input, instead of giving zeros.
-        vectorize: accepted; rows are computed one after the other.
-        strategy: "reverse-mode", or "forward-mode" for columns by ``jvp``.
+        vectorize: compute all rows in one backward, with ``vmap``, instead of one after the other.
+        strategy: "reverse-mode", or "forward-mode" (with ``vectorize``) for columns by ``jvp``.
 
     Example:
         >>> import distgrad as dg
@@ -149,12 +152,16 @@ def jacobian(
                 [0., 4.]])
     """
     _check_strategy(strategy, create_graph, strict, vectorize)
+    if strategy == "forward-mode":
+        many_in, xs = _as_tuple(inputs, "inputs", "jacobian")
+        return _by_columns(func, xs, many_in)
     with enable_grad():
         many_in, xs = _inputs(inputs, "jacobian", create_graph)
-        if strategy == "forward-mode":
-            return _by_columns(func, xs, many_in)
         many_out, outputs = _outputs(func, xs, "jacobian", strict)
-        found = tuple(_rows(i, out, xs, create_graph, strict) for i, out in enumerate(outputs))
+        if vectorize:
+            found = tuple(_all_rows(out, xs, create_graph) for out in outputs)
+        else:
+            found = tuple(_rows(i, out, xs, create_graph, strict) for i, out in enumerate(outputs))
     if not create_graph:
         found = tuple(tuple(part.detach() for part in row) for row in found)
     return _nested(found, many_out, many_in)
@@ -214,10 +221,15 @@ def _as_tuple(values: Any, what: str, name: str) -> tuple[bool, Tensors]:
 
 def _fresh(tensors: Tensors, create_graph: bool, need_graph: bool) -> Tensors:
     """Return new tensors, so that those which ``func`` captured are told apart."""
-    return tuple(
-        F.alias(t) if create_graph and t.requires_grad else t.detach().requires_grad_(need_graph)
-        for t in tensors
-    )
+    return tuple(_fresh_one(t, create_graph, need_graph) for t in tensors)
+
+
+def _fresh_one(tensor: Tensor, create_graph: bool, need_graph: bool) -> Any:
+    if is_traced((tensor,)):  # ``detach`` would lose a tangent
+        return fresh_leaf(tensor, set()) if need_graph else F.alias(tensor)
+    if create_graph and tensor.requires_grad:
+        return F.alias(tensor)
+    return tensor.detach().requires_grad_(need_graph)
 
 
 def _inputs(inputs: Any, name: str, create_graph: bool) -> tuple[bool, Tensors]:
@@ -291,6 +303,11 @@ def _check_strategy(strategy: str, create_graph: bool, strict: bool, vectorize: 
         raise NotImplementedError(
             'jacobian(): `create_graph=True` and `strategy="forward-mode"` are not supported '
             "together (yet)."
+        )
+    if strategy == "forward-mode" and not vectorize:
+        raise NotImplementedError(
+            "Computing Jacobian using forward-AD or forward-over-reverse Hessian is only "
+            "implemented for `vectorize=True`."
         )
     if strict and (strategy == "forward-mode" or vectorize):
         raise GradError(
@@ -404,23 +421,58 @@ def _empty(out: Tensor, x: Tensor) -> Tensor:
     return wrap(array_namespace(x.array).zeros((*out.shape, *x.shape), x.array.dtype))
 
 
+def _basis(tensors: Tensors) -> list[Tensor]:
+    """Return for each tensor a batch of directions: together all unit vectors of all of them."""
+    xp = array_namespace(tensors[0].array)
+    counts = [t.numel() for t in tensors]
+    found, start = [], 0
+    for t, count in zip(tensors, counts, strict=True):
+        rows = xp.zeros((sum(counts), count), t.array.dtype)
+        rows[start : start + count] = xp.eye(count, dtype=t.array.dtype)
+        found.append(wrap(rows.reshape(-1, *t.shape) if count else rows))
+        start += count
+    return found
+
+
+def _all_rows(out: Tensor, xs: Tensors, create_graph: bool) -> Tensors:
+    """Return the Jacobian of one output with respect to each input, by one backward."""
+    found: Tensors = (None,) * len(xs)
+    if out.requires_grad and out.numel():
+        found = grad(
+            (out,), xs, tuple(_basis((out,))), True, create_graph, allow_unused=True,
+            is_grads_batched=True,
+        )  # fmt: skip
+    return tuple(
+        _empty(out, x) if g is None else F.reshape(g, (*out.shape, *x.shape))
+        for g, x in zip(found, xs, strict=True)
+    )
+
+
 def _by_columns(func: Callable[..., Any], xs: Tensors, many_in: bool) -> Any:
-    """Return the Jacobian from one ``jvp`` per element of the inputs."""
-    per_input = []
+    """Return the Jacobian by one evaluation in forward mode, with a batch of directions."""
+    basis = _basis(xs)
     many_out = False
-    for i, x in enumerate(xs):
-        columns = []
-        for j in range(x.numel()):
-            v = tuple(_zeros(t) for t in xs)
-            v[i].array.reshape(-1)[j] = 1
-            out, column = jvp(func, xs, v)
-            many_out = isinstance(out, tuple)
-            columns.append(column if many_out else (column,))
-        per_input.append([
-            F.reshape(F.stack(list(parts), -1), (*parts[0].shape, *x.shape))
-            for parts in zip(*columns, strict=True)
-        ])  # fmt: skip
-    return _nested(tuple(zip(*per_input, strict=True)), many_out, many_in)
+
+    def push(along: list[Any]) -> list[Any]:
+        nonlocal many_out
+        with DualLevel() as level:
+            duals = [level.dual(x, t) for x, t in zip(xs, along, strict=True)]
+            many_out, outs = _as_tuple(
+                func(*duals), "outputs of the user-provided function", "jacobian"
+            )
+            parts = [level.parts(o) for o in outs]
+            return [_zeros(p) if t is None else t for p, t in parts]
+
+    per_output = []
+    for columns in over_batch(push, basis, len(basis[0])):
+        shape = columns.array.shape[1:]
+        last = F.permute(columns, (*range(1, len(shape) + 1), 0))
+        row, start = [], 0
+        for x in xs:
+            row.append(F.reshape(F.narrow(last, -1, start, x.numel()), (*shape, *x.shape)))
+            start += x.numel()
+        per_output.append(tuple(row))
+    return _nested(tuple(per_output), many_out, many_in)
 
 
 def _finish(tensors: Tensors, create_graph: bool, many: bool) -> Any:

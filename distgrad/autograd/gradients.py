@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distgrad.autograd import batch_rules as batch_rules  # fills the table of rules
 from distgrad.autograd import engine
+from distgrad.autograd.batching import over_batch
 from distgrad.autograd.graph import GradientEdge, engine_edge
 from distgrad.autograd.mode import mode
-from distgrad.autograd.node import Removable, edge_of, post_hook
-from distgrad.autograd.traced import is_traced
-from distgrad.backend.device import array_namespace
+from distgrad.autograd.node import Node, Removable, edge_of, post_hook
+from distgrad.autograd.traced import is_traced, settled
+from distgrad.backend.device import array_namespace, namespace_of
+from distgrad.backend.device import device as device_of_name
+from distgrad.backend.dtype import default_float, from_numpy
 from distgrad.errors import ArgumentError, ArgumentTypeError, DtypeError, GradError, ShapeError
-from distgrad.tensor import Tensor, wrap
+from distgrad.tensor import Size, Tensor, wrap
 
 Grads = Tensor | Sequence[Tensor | None] | None
 
@@ -49,6 +54,7 @@ def backward(
         tensor([2., 4.])
     """
     keep = create_graph if retain_graph is None else retain_graph
+    asked_for_graph = create_graph
     create_graph = create_graph or is_traced(_tuple(tensors))  # traced: rules run on tensors
     if grad_variables is not None:
         warnings.warn(
@@ -62,22 +68,41 @@ def backward(
                 "passed to `backward()`. Please only use `grad_tensors`."
             )
         grad_tensors = grad_variables
-    roots = _roots("backward", _tuple(tensors), grad_tensors, create_graph)
     wanted = None
     if inputs is not None:
         wanted = _tuple(inputs)
         if not wanted:
-            raise GradError("backward(inputs=()): inputs cannot be empty; leave it out for all")
+            raise GradError(
+                "backward(inputs=()): `inputs` argument to `backward()` cannot be empty; leave it "
+                "out for all leaves"
+            )
         wanted = tuple(_wanted_edge("backward", i, t) for i, t in enumerate(wanted))
-    keep = create_graph if retain_graph is None else retain_graph
-    found = engine.run(
-        roots, create_graph=create_graph, keep_graph=keep, inputs=wanted, accumulate=True
-    )
-    for tensor, g in zip(_tuple(inputs) if inputs is not None else (), found, strict=False):
-        g = engine.conjugated(g)
-        if g is not None and isinstance(tensor, Tensor) and not tensor.is_leaf:
-            grad = g if isinstance(g, Tensor) else wrap(array_namespace(g).array(g))
-            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+        for tensor in _tuple(inputs):
+            if isinstance(tensor, Tensor):
+                _retain_grad(tensor)
+    roots = _roots("backward", _tuple(tensors), grad_tensors, create_graph)
+    if asked_for_graph:
+        _warn_of_cycles()
+    engine.run(roots, create_graph=create_graph, keep_graph=keep, inputs=wanted, accumulate=True)
+
+
+class _Warned:
+    """Whether the warning about cycles was given; once in a process is enough."""
+
+    done = False
+
+
+def _warn_of_cycles() -> None:
+    if not _Warned.done:
+        _Warned.done = True
+        warnings.warn(
+            "Using backward() with create_graph=True will create a reference cycle between the "
+            "parameter and its gradient which can cause a memory leak. We recommend using "
+            "autograd.grad when creating the graph to avoid this. If you have to use this "
+            "function, make sure to reset the .grad fields of your parameters to None after use "
+            "to break the cycle and avoid the leak.",
+            stacklevel=4,
+        )
 
 
 def grad(
@@ -124,6 +149,8 @@ def grad(
                      True, allow_unused, is_grads_batched, materialize_grads)  # fmt: skip
         return dict(zip(inputs, found, strict=True))
     wanted, keep = _tuple(inputs), create_graph if retain_graph is None else retain_graph
+    if not wanted:
+        raise GradError("grad(inputs=()): `inputs` argument to `grad()` cannot be empty.")
     edges = [_wanted_edge("grad", i, t) for i, t in enumerate(wanted)]
     if allow_unused is False and materialize_grads:
         raise ArgumentError(
@@ -151,26 +178,30 @@ def _run(roots: Any, edges: list[Any], keep: bool, create_graph: bool) -> list[A
 def _batched(
     outputs: tuple[Any, ...], edges: list[Any], grads: Grads, keep: bool, create_graph: bool
 ) -> list[Any]:
-    """Return the gradients for each vector in turn, stacked."""
+    """Return the gradients for all vectors, by one backward with a hidden batch."""
     given = _tuple(grads) if grads is not None else ()
+    for place, (g, out) in enumerate(zip(given, outputs, strict=False)):
+        if isinstance(g, Tensor) and isinstance(out, Tensor) and g.shape[1:] != out.shape:
+            raise GradError(
+                "grad(is_grads_batched=True): If `is_grads_batched=True`, we interpret the first "
+                "dimension of each grad_output as the batch dimension. The sizes of the remaining "
+                "dimensions are expected to match the shape of corresponding output, but a "
+                f"mismatch was detected: grad_output[{place}] has a shape of {g.shape} and "
+                f"output[{place}] has a shape of {out.shape}."
+            )
     sizes = {len(g) for g in given if g is not None}
     if len(given) != len(outputs) or len(sizes) != 1:
         raise GradError(
             f"grad(is_grads_batched=True): got {len(outputs)} tensors and {len(given)} gradients "
             f"of lengths {sorted(sizes)}; give one batch of gradients of one length for each"
         )
-    rows = []
     (count,) = sizes
-    for i in range(count):
-        row = [None if g is None else g[i] for g in given]
-        last = i == count - 1
-        roots = _roots("grad", outputs, row, create_graph)
-        rows.append(_run(roots, edges, keep or not last, create_graph))
-    stack = engine.tensor_functions.stack  # type: ignore[attr-defined]
-    found = []
-    for column in zip(*rows, strict=True):
-        parts = [g if isinstance(g, Tensor) else wrap(_asarray(g)) for g in column if g is not None]
-        found.append(stack(parts, 0) if parts else None)
+
+    def one(row: list[Any]) -> list[Any]:
+        found = _run(_roots("grad", outputs, row, True), edges, keep, True)
+        return found if create_graph else [None if g is None else settled(g, None) for g in found]
+
+    found: list[Any] = over_batch(one, list(given), count)
     return found
 
 
@@ -178,6 +209,11 @@ def _result(
     place: int, g: Any, tensor: Any, allow_unused: bool | None, materialize_grads: bool
 ) -> Any:
     if g is None and materialize_grads:
+        if isinstance(tensor, GradientEdge):
+            raise GradError(
+                "grad(materialize_grads=True): materialize_grads cannot be used when the given "
+                "input is a GradientEdge, whose shape is not known; give the tensor"
+            )
         return wrap(array_namespace(tensor.array).zeros_like(tensor.array))
     if g is None and not allow_unused:
         brief = tensor._brief() if isinstance(tensor, Tensor) else repr(tensor)
@@ -223,47 +259,77 @@ def _roots(
     roots = []
     for place, (out, g) in enumerate(zip(outputs, grads, strict=True)):
         if isinstance(out, GradientEdge):
-            roots.append((engine_edge(out), _edge_gradient(name, out, g, create_graph)))
-            continue
-        edge = edge_of(out)
+            edge = engine_edge(out)
+            like = _EdgeLike(edge, out)
+        elif isinstance(out, Tensor):
+            edge, like = edge_of(out), _EdgeLike(None, out)
+        else:
+            raise ArgumentTypeError(f"{name}(): expected Tensors, but got {type(out).__name__}")
         if edge is None:
             raise GradError(
                 f"{name}({out._brief()}): element {place} of tensors does not require grad and "
                 "does not have a grad_fn; does any input have requires_grad=True, and was it "
                 "computed outside no_grad?"
             )
-        g = _root_gradient(name, out, g)
+        g = _root_gradient(name, place, like, g)
         roots.append((edge, engine.conjugated(g if create_graph else g.array)))
     return roots
 
 
-def _edge_gradient(name: str, edge: Any, g: Any, create_graph: bool) -> Any:
-    if g is None:
-        raise GradError(
-            f"{name}({edge!r}): grad can be implicitly created only for tensors; give the gradient "
-            "of the edge"
-        )
-    return g if create_graph else g.array
+class _EdgeLike:
+    """Shape and dtype of what is differentiated, be it a tensor or an edge."""
+
+    __slots__ = ("dtype", "kind", "shape", "xp")
+
+    def __init__(self, edge: Any, out: Any) -> None:
+        if edge is None:
+            array = out.array
+            self.shape, self.dtype, self.xp = array.shape, array.dtype, array_namespace(array)
+            self.kind = out._brief()
+            return
+        self.shape, self.kind = edge._shape, f"edge of {out.node.name()}"
+        owner = edge if edge._leaf else edge.owner
+        if edge._leaf:
+            self.dtype, self.xp = edge.array.dtype, array_namespace(edge.array)
+        elif owner.likes:
+            _, self.xp, self.dtype = owner.likes[out.output_nr]
+        else:
+            self.dtype, self.xp = owner._dtype, namespace_of(device_of_name("cpu"))
 
 
-def _root_gradient(name: str, out: Tensor, g: Tensor | None) -> Tensor:
+def _root_gradient(name: str, place: int, out: _EdgeLike, g: Any) -> Tensor:
+    shape, dtype = out.shape, out.dtype
     if g is None:
-        if out.array.size != 1:
+        if math.prod(shape) != 1:
             raise GradError(
-                f"{name}({out._brief()}): grad can be implicitly created only for scalar outputs; "
+                f"{name}({out.kind}): grad can be implicitly created only for scalar outputs; "
                 "reduce the tensor first (.sum(), .mean()) or give its gradient"
             )
-        if out.array.dtype.kind not in "fV":
+        if dtype is not None and dtype.kind not in "fV":
             raise DtypeError(
-                f"{name}({out._brief()}): grad can be implicitly created only for real scalar "
+                f"{name}({out.kind}): grad can be implicitly created only for real scalar "
                 "outputs; give the gradient"
             )
-        return wrap(array_namespace(out.array).ones(out.array.shape, out.array.dtype))
-    if g.array.shape != out.array.shape:
-        raise ShapeError(
-            f"{name}({out._brief()}, gradient: {g._brief()}): Mismatch in shape: the gradient must "
-            f"have the tensor's shape {list(out.array.shape)}"
+        return wrap(out.xp.ones(shape, dtype or default_float()))
+    if not isinstance(g, Tensor):
+        raise ArgumentTypeError(
+            f"{name}({out.kind}): gradients can be either Tensors or None, but got "
+            f"{type(g).__name__}"
         )
+    if g.array.shape != shape:
+        raise ShapeError(
+            f"{name}({out.kind}, gradient: {g._brief()}): Mismatch in shape: grad_output[{place}] "
+            f"has a shape of {g.shape} and output[{place}] has a shape of {Size(shape)}."
+        )
+    if dtype is not None and (dtype.kind == "c") != (g.array.dtype.kind == "c"):
+        raise DtypeError(
+            f"{name}({out.kind}, gradient: {g._brief()}): For complex Tensors, both grad_output "
+            "and output are required to have the same dtype. Mismatch in dtype: "
+            f"grad_output[{place}] has a dtype of {g.dtype} and output[{place}] has a dtype of "
+            f"{from_numpy(dtype)}."
+        )
+    if dtype is not None and g.array.dtype != dtype:
+        return g.to(from_numpy(dtype))
     return g
 
 
@@ -281,7 +347,7 @@ def _backward(
 
 def _register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Removable:
     """Call ``hook(grad)`` whenever this tensor's gradient is known; it may return another."""
-    if not self.requires_grad:
+    if not self._requires:
         raise GradError(
             f"register_hook({self._brief()}): cannot register a hook on a tensor that doesn't "
             "require gradient; call requires_grad_() first"
@@ -306,7 +372,7 @@ def _retain_grad(self: Tensor) -> None:
         tensor = me()
         if tensor is not None:
             copy = g if mode.grad else wrap(g.array.copy())
-            tensor.grad = copy if tensor.grad is None else tensor.grad + copy
+            tensor._grad = copy if tensor._grad is None else tensor._grad + copy
 
     if self._node._hooks is None:
         self._node._hooks = {}
@@ -336,3 +402,21 @@ for _method in (
     _register_post_accumulate_grad_hook,
 ):
     setattr(Tensor, _method.__name__.lstrip("_"), _method)
+
+
+def _call_node(self: Node, *grads: Tensor | None) -> Any:
+    """Return the gradients of the operands for those of the outputs."""
+    count = max(1, len(self.likes))
+    if len(grads) != count:
+        raise ArgumentTypeError(
+            f"{self.name()}(): expected {count} arguments, got {len(grads)} instead"
+        )
+    given = [engine.conjugated(g) for g in grads]
+    g = tuple(given) if self.likes else given[0]
+    found = self.pull_graph(engine.tensor_functions, g)
+    found = tuple([engine.conjugated(x) for x in found])
+    return found[0] if len(found) == 1 else found
+
+
+setattr(Node, "__call__", _call_node)  # noqa: B010
+Tensor._recording.append(lambda: mode.grad)

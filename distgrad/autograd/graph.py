@@ -13,6 +13,7 @@ from distgrad.autograd.node import (
     Node,
     Removable,
     Slot,
+    accumulator,
     attached,
     check_unchanged,
     edge_of,
@@ -42,6 +43,7 @@ __all__ = [
     "register_multi_grad_hook",
     "save_on_cpu",
     "saved_tensors_hooks",
+    "set_warn_on_accumulate_grad_stream_mismatch",
 ]
 
 
@@ -66,7 +68,8 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
         )
     edge = tensor._node
     if edge is None:
-        return GradientEdge(AccumulateGrad(tensor), 0)
+        return GradientEdge(accumulator(tensor), 0)
+    edge.describe(tensor.array.dtype)
     if type(edge) is Slot:
         return GradientEdge(edge.node, edge.index, edge)
     return GradientEdge(edge, 0)
@@ -76,6 +79,33 @@ def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
     """Note a change of a tensor's memory that the library cannot see, made through ``array``."""
     for one in (tensor,) if isinstance(tensor, Tensor) else tensor:
         shared_of(one).bump()
+
+
+class _unsafe_preserve_version_counter:
+    """Lets changes in place of ``tensors`` inside a ``with`` block leave no trace in ``_version``.
+
+    Gradients of what saved them before are then of the new values.
+    """
+
+    def __init__(self, tensors: Tensor | tuple[Tensor, ...]) -> None:
+        """Keep the versions."""
+        self.tensors = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+        self.before = [(shared.count, shared.changed_at) for shared in map(shared_of, self.tensors)]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        for tensor, (count, time) in zip(self.tensors, self.before, strict=True):
+            shared = shared_of(tensor)
+            shared.count, shared.changed_at = count, time
+            node = None if shared.node is None else shared.node()
+            if node is not None:
+                node.changed_at = time
+
+
+def set_warn_on_accumulate_grad_stream_mismatch(enabled: bool) -> None:
+    """Do nothing: gradients are accumulated on the stream that made them."""
 
 
 # ---------------------------------------------------------------------- what is saved
@@ -133,6 +163,8 @@ def _from_host(packed: tuple[Any, Tensor]) -> Tensor:
 @contextmanager
 def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
     """Refuse ``saved_tensors_hooks`` inside the block, with ``error_message``."""
+    if saving.local.hooks:
+        raise GradError(error_message)
     before = saving.local.forbidden
     saving.local.forbidden = error_message
     try:
@@ -277,6 +309,16 @@ def engine_edge(edge: GradientEdge) -> Any:
     """Return the edge as the engine knows it."""
     if not isinstance(edge, GradientEdge):
         raise ArgumentTypeError(f"expected a GradientEdge, got {type(edge).__name__}")
-    if edge.ownership_token is not None:
-        return edge.ownership_token
-    return edge.node.variable if isinstance(edge.node, AccumulateGrad) else edge.node
+    node = edge.node
+    if isinstance(node, AccumulateGrad):
+        return node.variable
+    if (len(node.likes) < 2 and node._shape != ()) or not node.likes:
+        return node
+    return edge.ownership_token or _slot(node, edge.output_nr)
+
+
+def _slot(node: Node, index: int) -> Slot:
+    slot = object.__new__(Slot)
+    slot.node, slot.index, slot._edges = node, index, (node,)
+    slot._shape = node.likes[index][0]
+    return slot

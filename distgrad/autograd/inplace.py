@@ -15,6 +15,7 @@ from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, edge_of, freed
 from distgrad.autograd.saving import switch
 from distgrad.backend.device import array_namespace
+from distgrad.backend.dtype import can_cast
 from distgrad.errors import DtypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, ndarray, shared_of, wrap
 
@@ -34,8 +35,8 @@ def link_view(
     shared = out._shared = shared_of(base)
     out._base = base if base._base is None else base._base
     out._view = (base, function, options)  # type: ignore[attr-defined]
-    if not mode.grad and base.requires_grad:
-        out._unseen = True  # type: ignore[attr-defined]
+    if not mode.grad:
+        out._unseen = shared.count
     if shared.views is None:
         shared.views = []
     elif len(shared.views) > 64 and len(shared.views) & (len(shared.views) - 1) == 0:
@@ -133,6 +134,8 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
 
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
         refuse_leaf(self, name)
+        if self._base is not None and self._node is not None and self._node._hooks:
+            _leave_hooks(self)
         if switch.users and mode.grad:  # hooks may pack what is changed below
             return assign(self, function(_values_before(self), *args, **options), name)
         result = function(self, *args, **options)
@@ -159,7 +162,7 @@ def _keep_old_values(target: Tensor, node: Any) -> None:
 def _values_before(target: Tensor) -> Tensor:
     """Return a copy of ``target`` with its place in the graph."""
     old = wrap(target.array.copy())
-    old.requires_grad, old._node = target.requires_grad, edge_of(target)
+    old._requires, old._node = target._requires, edge_of(target)
     return old
 
 
@@ -173,35 +176,59 @@ def refuse_leaf(target: Tensor, name: str) -> None:
         switch.before_write(target)
     if not mode.grad:
         return
+    if target._requires:
+        _refuse_view(target, name)
+    elif target._unseen is not None and target._base is not None and target._base._requires:
+        raise _refused(target, name, _UNSEEN)
+
+
+def _refuse_view(target: Tensor, name: str) -> None:
+    """Raise when ``target`` may not get a history by a change in place."""
     base = target if target._base is None else target._base
     made_by = target.__dict__.get("_custom_view")
     if made_by is not None:
         raise _refused(target, name, made_by)
-    if not target.requires_grad:
-        if base.requires_grad and getattr(target, "_unseen", False):
-            raise _refused(target, name, _UNSEEN)
-        return
-    if base._node is None and base.requires_grad:
+    if base._node is None and base._requires:
         what = "a leaf Variable" if base is target else "a view of a leaf Variable"
         raise _refused(target, name, _LEAF.format(what))
-    if base is not target:
-        for function, _ in steps_of(target):
-            if type(function) is _Pick:
-                raise _refused(target, name, _ONE_OF_SEVERAL.format(function.index))
+    step = target
+    while step._base is not None:
+        how: Any = step._view  # type: ignore[attr-defined]
+        above, function, _ = how
+        if type(function) is _Pick:
+            of: Any = function.function
+            node = of.op.node.__name__.removesuffix("Backward0")
+            raise _refused(target, name, _ONE_OF_SEVERAL.format(function.index, node))
+        if above._base is not None and above._node is None and above._requires:
+            raise _refused(target, name, _LEAF_BETWEEN)
+        step = above
+
+
+def _leave_hooks(view: Tensor) -> None:
+    """Derive ``view`` anew: as in PyTorch, hooks on it do not concern what it becomes."""
+    old, again = view._node, follow(steps_of(view), view._base)  # type: ignore[arg-type]
+    view._node = again._node
+    if old._retain is not None and again._node is not None:
+        again._node._hooks = {}
+        again._node._retain, old._retain = old._retain, None
 
 
 _LEAF = (
-    "{} that requires grad is being used in an in-place operation; use it under dg.no_grad() or "
+    "{} that requires grad is being used in an in-place operation. Use it under dg.no_grad() or "
     "change a clone()"
 )
 _UNSEEN = (
     "A view was created in no_grad mode and is being modified inplace with grad mode enabled; move "
     "both inside the no_grad block, or both outside"
 )
+_LEAF_BETWEEN = (
+    "A view was created in no_grad mode and is being modified inplace with grad mode enabled: a "
+    "view of a view that became a leaf is being changed; do all of it inside the no_grad block"
+)
 _ONE_OF_SEVERAL = (
-    "Output {} is a view and is being modified inplace. This view is the output of a function that "
-    "returns multiple views. Such functions do not allow the output views to be modified inplace; "
-    "use an out-of-place operation, or index the tensor instead of splitting it"
+    "Output {} of {} is a view and is being modified inplace. This view is the output of a "
+    "function that returns multiple views. Such functions do not allow the output views to be "
+    "modified inplace; use an out-of-place operation, or index the tensor instead of splitting it"
 )
 
 
@@ -212,13 +239,15 @@ def _refused(target: Tensor, name: str, why: str) -> GradError:
 def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
     """Write ``result`` into ``target``'s memory; ``target`` takes over its history."""
     _check(target, result, name)
+    if result._requires and not target._requires and mode.grad:
+        _refuse_view(target, name)
     if type(target.array) is type(result.array) is ndarray:
         target.array[...] = result.array
     else:
         _store(target, result)
     shared_of(target).bump()
-    if mode.grad and (target.requires_grad or result.requires_grad):
-        adopt(target, edge_of(result), result.requires_grad)
+    if mode.grad and (target._requires or result._requires):
+        adopt(target, edge_of(result), result._requires)
     return target
 
 
@@ -238,7 +267,7 @@ def adopt(target: Tensor, edge: Any, requires_grad: bool) -> None:
 def _move(tensor: Tensor, edge: Any, requires_grad: bool) -> None:
     """Set the history of ``tensor``; what ``retain_grad`` asked for moves along."""
     old = tensor._node
-    tensor._node, tensor.requires_grad = edge, requires_grad
+    tensor._node, tensor._requires = edge, requires_grad
     if tensor._base is None and tensor._shared is not None:  # later changes concern the new node
         tensor._shared.node = None if edge is None or edge._leaf else weakref.ref(edge.owner)
     if tensor._retains and old is not None and edge is not None:
@@ -246,6 +275,27 @@ def _move(tensor: Tensor, edge: Any, requires_grad: bool) -> None:
         if edge._hooks is None:
             edge._hooks = {}
         edge._retain = keep
+
+
+def detach_(self: Tensor) -> Tensor:
+    """Cut this tensor off from its history, in place, and return it.
+
+    Raises:
+        GradError: it is a view, whose base has a history of its own.
+    """
+    if self._base is not None and self._requires:
+        raise GradError(
+            f"detach_({self._brief()}): Can't detach views in-place; use detach() instead"
+        )
+    if self._node is not None:
+        clock.now += 1
+        self._detached_at = clock.now
+        if self._shared is not None:
+            self._shared.node = None
+    if hasattr(self.array, "below"):  # forward mode or vmap: a tangent goes too
+        self.array = self.array.detached().array
+    self._node, self._requires = None, False
+    return self
 
 
 store_traced: list[Callable[[Tensor, Tensor], None]] = []  # autograd.traced puts its own here
@@ -275,7 +325,7 @@ def _derive_views(base: Tensor) -> None:
         view = ref()
         if view is not None and view._base is base:
             again = follow(steps_of(view), base)
-            _move(view, again._node, again.requires_grad)
+            _move(view, again._node, again._requires)
 
 
 def _check(target: Tensor, result: Tensor, name: str) -> None:
@@ -289,9 +339,8 @@ def _check(target: Tensor, result: Tensor, name: str) -> None:
             f"{name}({target._brief()}): output with shape {list(have.shape)} doesn't match the "
             f"broadcast shape {list(new.shape)}; use the operation that is not in place"
         )
-    if have.dtype != new.dtype and "biufc".find(have.dtype.kind) < "biufc".find(new.dtype.kind):
-        if not (have.dtype.kind in "iu" and new.dtype.kind in "iu"):
-            raise DtypeError(
-                f"{name}({target._brief()}): result type {new.dtype} can't be cast to the desired "
-                f"output type {have.dtype}; convert the tensor first (.to(dtype))"
-            )
+    if have.dtype != new.dtype and not can_cast(result.dtype, target.dtype):
+        raise DtypeError(
+            f"{name}({target._brief()}): result type {new.dtype} can't be cast to the desired "
+            f"output type {have.dtype}; convert the tensor first (.to(dtype))"
+        )

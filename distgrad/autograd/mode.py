@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ class Mode(threading.local):
 
     grad = True
     inference = False
+    multithreading = True
+    view_replay = False
 
 
 mode = Mode()
@@ -56,6 +59,18 @@ class _Switch:
         return type(self)()
 
     def __call__(self, function: F) -> F:
+        if inspect.isclass(function):
+            warnings.warn(
+                "Decorating classes is deprecated and will be disabled in future versions. You "
+                "should only decorate functions or methods. To preserve the current behavior of "
+                "class decoration, you can directly decorate the `__init__` method and nothing "
+                "else.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            cls: Any = function
+            cls.__init__ = self(cls.__init__)
+            return function
         if inspect.isgeneratorfunction(function):
             return self._generator(function)
 
@@ -70,14 +85,21 @@ class _Switch:
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             generator = function(*args, **kwargs)
-            value = None
-            while True:
-                with self._again():
+            step: Callable[[], Any] = functools.partial(next, generator)
+            try:
+                while True:
+                    with self._again():
+                        item = step()
                     try:
-                        item = generator.send(value)
-                    except StopIteration as stop:
-                        return stop.value
-                value = yield item
+                        step = functools.partial(generator.send, (yield item))
+                    except GeneratorExit:
+                        with self._again():
+                            generator.close()
+                        raise
+                    except BaseException as error:  # belongs to the generator
+                        step = functools.partial(generator.throw, error)
+            except StopIteration as stop:
+                return stop.value
 
         return wrapped  # type: ignore[return-value]
 
@@ -148,3 +170,42 @@ class inference_mode(_Switch):
     def _again(self) -> _Switch:
         switch: _Switch = inference_mode(bool(self._inference))
         return switch
+
+
+class _Setting:
+    """Sets one switch of ``mode`` at once when called, until the end of a ``with`` block."""
+
+    _name = ""
+
+    def __init__(self, mode_: bool) -> None:
+        """Set it."""
+        self._before = getattr(mode, self._name)
+        setattr(mode, self._name, bool(mode_))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        setattr(mode, self._name, self._before)
+
+
+class set_multithreading_enabled(_Setting):
+    """Says whether backward may use several threads; it is kept, and one thread is used."""
+
+    _name = "multithreading"
+
+
+class _force_original_view_tracking(_Setting):
+    """Says whether views are made anew by their own operations; here they always are."""
+
+    _name = "view_replay"
+
+
+def is_multithreading_enabled() -> bool:
+    """Return what ``set_multithreading_enabled`` was told."""
+    return mode.multithreading
+
+
+def is_view_replay_enabled() -> bool:
+    """Return what ``_force_original_view_tracking`` was told."""
+    return mode.view_replay

@@ -7,11 +7,13 @@ An edge points to a Node, a Slot, or straight to a leaf tensor.  All three answe
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from distgrad.backend import dtype as _dtype
 from distgrad.errors import GradError
-from distgrad.tensor import Tensor, wrap
+from distgrad.tensor import Size, Tensor, wrap
 
 _keys = itertools.count()
 
@@ -36,6 +38,20 @@ class Removable:
         self.remove()
 
 
+class Metadata(NamedTuple):
+    """What is known of one output of a node: its shape, and its dtype if somebody told."""
+
+    shape: Size
+    dtype: Any
+
+
+def _metadata(like: Any) -> Metadata:
+    if like is None:
+        return Metadata(Size(), None)
+    shape, _, dtype = like
+    return Metadata(Size(shape), _dtype.from_numpy(dtype))
+
+
 class Node:
     """One recorded operation.  Each operation has a subclass of its own, named as in PyTorch."""
 
@@ -55,6 +71,16 @@ class Node:
     _retain: Callable[[Any], None] | None = None  # retain_grad: called after all hooks
     _prehooks: dict[int, Callable[..., Any]] | None = None
     _posthooks: dict[int, Callable[..., Any]] | None = None
+    _frees = True  # what it keeps are tensors, which go when backward has passed
+    _of_slots: dict[int, _SlotState] | None = None  # hooks on outputs, where there are several
+    _dtype: Any = None  # of the only output, if it was asked for through the tensor
+
+    def __init_subclass__(cls) -> None:
+        """Note whether a node of an operation keeps tensors, or only shapes and options."""
+        op = cls.__dict__.get("op")
+        if op is not None:
+            tensors = {o.name for o in op.operands} | {"out", *(op.outputs or ())}
+            cls._frees = any(name in tensors for name in op.plan.kept)
 
     def pull(self, F: Any, g: Any) -> tuple[Any, ...]:
         """Return the operands' gradients as arrays for the output's gradient ``g``."""
@@ -68,6 +94,19 @@ class Node:
     def owner(self) -> Node:
         """The node itself (a Slot answers with the node behind it)."""
         return self
+
+    def describe(self, dtype: Any) -> None:
+        """Note the dtype of the output, which the node itself has no use for."""
+        if self._dtype is None:
+            self._dtype = dtype
+
+    @property
+    def _input_metadata(self) -> list[Metadata]:
+        """What backward gets: shape and dtype of each output."""
+        if self.likes:
+            return [_metadata(like) for like in self.likes]
+        kind = None if self._dtype is None else _dtype.from_numpy(self._dtype)
+        return [Metadata(Size(self._shape), kind)]
 
     def name(self) -> str:
         """Return the name of the class, e.g. ``AddBackward0``."""
@@ -103,52 +142,130 @@ class Node:
 Node._held = Node.__dict__["saved"]  # the same slot under another name
 
 
-class Slot:
-    """One of several differentiable outputs of a node."""
+class _SlotState:
+    """Hooks on one output of a node with several."""
 
-    __slots__ = ("__dict__", "_edges", "_shape", "index", "node")
+    __slots__ = ("hooks", "retain")
+
+    def __init__(self) -> None:
+        self.hooks: dict[int, Callable[..., Any]] | None = None
+        self.retain: Callable[[Any], None] | None = None
+
+
+class Slot:
+    """One of several differentiable outputs of a node; all slots of one output are equal."""
+
+    __slots__ = ("_edges", "_shape", "index", "node")
     _leaf = False
-    _hooks: dict[int, Callable[..., Any]] | None = None
-    _retain: Callable[[Any], None] | None = None
 
     def __init__(self, node: Node, index: int, array: Any) -> None:
         """Stand between ``node`` and its output number ``index``, of ``array``'s shape and type."""
         self.node, self.index, self._edges = node, index, (node,)
         self._shape = array.shape
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Slot and other.node is self.node and other.index == self.index
+
+    def __hash__(self) -> int:
+        return hash((id(self.node), self.index))
+
     @property
     def owner(self) -> Node:
         """The node behind this output."""
         return self.node
 
+    def describe(self, dtype: Any) -> None:
+        """Do nothing: the node knows the types of its outputs."""
 
-class AccumulateGrad:
-    """How ``next_functions`` shows a leaf: the place where its ``grad`` is accumulated."""
+    def _state(self) -> _SlotState:
+        node = self.node
+        if node._of_slots is None:
+            node._of_slots = {}
+        return node._of_slots.setdefault(self.index, _SlotState())
+
+    @property
+    def _hooks(self) -> dict[int, Callable[..., Any]] | None:
+        of_slots = self.node._of_slots
+        state = None if of_slots is None else of_slots.get(self.index)
+        return None if state is None else state.hooks
+
+    @_hooks.setter
+    def _hooks(self, hooks: dict[int, Callable[..., Any]]) -> None:
+        self._state().hooks = hooks
+
+    @property
+    def _retain(self) -> Callable[[Any], None] | None:
+        of_slots = self.node._of_slots
+        state = None if of_slots is None else of_slots.get(self.index)
+        return None if state is None else state.retain
+
+    @_retain.setter
+    def _retain(self, keep: Callable[[Any], None] | None) -> None:
+        self._state().retain = keep
+
+
+class _LeafState:
+    """Hooks and notes that belong to the accumulation into one leaf."""
+
+    __slots__ = ("node", "notes", "posthooks", "prehooks")
+
+    def __init__(self) -> None:
+        self.prehooks: dict[int, Callable[..., Any]] = {}
+        self.posthooks: dict[int, Callable[..., Any]] = {}
+        self.notes: dict[Any, Any] = {}
+        self.node: Any = None  # a weak reference: the node holds the leaf
+
+
+class AccumulateGrad(Node):
+    """How a leaf shows itself in the graph: the place where its ``grad`` is accumulated."""
 
     __slots__ = ("variable",)
 
     def __init__(self, variable: Tensor) -> None:
         """Show ``variable``."""
         self.variable = variable
+        self._edges, self._shape = (), variable._shape
 
     def name(self) -> str:
         """Return ``AccumulateGrad``, with PyTorch's prefix."""
         return "torch::autograd::AccumulateGrad"
 
-    next_functions: tuple[Any, ...] = ()
-
     def __repr__(self) -> str:
-        return f"<AccumulateGrad object at {id(self.variable):#x}>"
+        return f"<AccumulateGrad object at {id(self):#x}>"
+
+    @property
+    def metadata(self) -> dict[Any, Any]:
+        """A dict for the user's own notes."""
+        return _state_of(self.variable).notes
+
+    @property
+    def _input_metadata(self) -> list[Metadata]:
+        return [Metadata(self.variable.shape, self.variable.dtype)]
 
     def register_hook(self, hook: Callable[..., Any]) -> Removable:
-        """Call ``hook(grad_inputs, grad_outputs)`` after the leaf's ``grad`` was accumulated."""
-        return post_hook(self.variable, lambda leaf: hook((), (leaf.grad,)))
+        """Call ``hook((), (grad,))`` after the leaf's ``grad`` was accumulated."""
+        return Removable(_state_of(self.variable).posthooks, hook)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AccumulateGrad) and other.variable is self.variable
+    def register_prehook(self, hook: Callable[..., Any]) -> Removable:
+        """Call ``hook((grad,))``, which may return another, before it is accumulated."""
+        return Removable(_state_of(self.variable).prehooks, hook)
 
-    def __hash__(self) -> int:
-        return id(self.variable)
+
+def _state_of(leaf: Tensor) -> _LeafState:
+    if leaf._accumulator is None:
+        leaf._accumulator = _LeafState()
+    state: _LeafState = leaf._accumulator
+    return state
+
+
+def accumulator(leaf: Tensor) -> AccumulateGrad:
+    """Return the node of ``leaf``: the same one as long as somebody holds it."""
+    state = _state_of(leaf)
+    node = None if state.node is None else state.node()
+    if node is None:
+        node = AccumulateGrad(leaf)
+        state.node = weakref.ref(node)
+    return node
 
 
 def _public_edge(edge: Any) -> tuple[Any, int]:
@@ -156,12 +273,12 @@ def _public_edge(edge: Any) -> tuple[Any, int]:
         return None, 0
     if type(edge) is Slot:
         return edge.node, edge.index
-    return (AccumulateGrad(edge), 0) if edge._leaf else (edge, 0)
+    return (accumulator(edge), 0) if edge._leaf else (edge, 0)
 
 
 def edge_of(tensor: Tensor) -> Any:
     """Return where the gradient of ``tensor`` goes: its node, the tensor as a leaf, or None."""
-    return tensor._node or (tensor if tensor.requires_grad else None)
+    return tensor._node or (tensor if tensor._requires else None)
 
 
 def post_hook(leaf: Tensor, hook: Callable[[Tensor], Any]) -> Removable:
@@ -174,7 +291,7 @@ def post_hook(leaf: Tensor, hook: Callable[[Tensor], Any]) -> Removable:
 def attached(array: Any, edge: Any) -> Tensor:
     """Return a tensor on ``array`` whose gradient goes to ``edge``."""
     out = wrap(array)
-    out.requires_grad, out._node = True, edge
+    out._requires, out._node = True, edge
     return out
 
 
@@ -198,7 +315,15 @@ def check_unchanged(node: Node, tensors: tuple[Tensor | None, ...], output: bool
             f"{list(node._shape)}; use an out-of-place operation or clone() before changing it"
         )
     for tensor in tensors:
-        shared = None if tensor is None else tensor._shared
+        if tensor is None:
+            continue
+        if tensor._detached_at > node.clock:
+            raise GradError(
+                f"backward({node.name()}): Trying to use a saved tensor that has been detached "
+                "in-place, i.e. with .detach_(). This is not supported, please use out-of-place "
+                "`.detach()` instead"
+            )
+        shared = tensor._shared
         if shared is not None and shared.changed_at > node.clock:
             raise GradError(
                 f"backward({node.name()}): one of the variables needed for gradient computation "
@@ -207,6 +332,5 @@ def check_unchanged(node: Node, tensors: tuple[Tensor | None, ...], output: bool
             )
 
 
-def _kind(tensor: Tensor | None) -> str:
-    assert tensor is not None
+def _kind(tensor: Tensor) -> str:
     return f"{tensor.array.dtype}{list(tensor.array.shape)}"

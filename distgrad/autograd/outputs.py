@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
+from distgrad.autograd.inplace import refuse_expanded
 from distgrad.autograd.mode import mode, no_grad
+from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import can_cast
-from distgrad.errors import ArgumentTypeError, DtypeError, GradError
+from distgrad.errors import ArgumentTypeError, DtypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, shared_of
 
 P = ParamSpec("P")
@@ -52,6 +54,11 @@ def into(
         raise ArgumentTypeError(
             f"{name}(): argument 'out' must be Tensor, not {type(out).__name__}"
         )
+    if any(hasattr(t.array, "below") for t in _tensors([*args, *options.values(), *targets])):
+        raise GradError(
+            f"{name}(): forward mode and vmap do not support it because it is an out= function; "
+            "leave out= away"
+        )
     if mode.grad and any(t.requires_grad for t in _tensors([*args, *options.values(), *targets])):
         raise GradError(
             f"{name}(): functions with out=... arguments don't support automatic differentiation, "
@@ -65,8 +72,10 @@ def into(
             f"{name}(): expected a sequence of {len(results)} tensors for 'out', but got "
             f"{len(targets)}"
         )
+    operands = list(_tensors([*args, *options.values()]))
     for target, result in zip(targets, results, strict=True):
         _check_dtype(name, target, result)
+        _check_memory(name, target, operands)
     for target, result in zip(targets, results, strict=True):
         _write(target, result)
     return out if isinstance(out, Tensor) else _like(found, targets)
@@ -86,6 +95,11 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
 
 
 def _check_dtype(name: str, target: Tensor, result: Tensor) -> None:
+    if name in _ONE_DTYPE and target.array.dtype != result.array.dtype:
+        raise DtypeError(
+            f"{name}(out: {target._brief()}): Expected out tensor to have dtype "
+            f"{result.array.dtype}, but got {target.array.dtype} instead"
+        )
     if target.array.dtype != result.array.dtype and not can_cast(result.dtype, target.dtype):
         raise DtypeError(
             f"{name}(out: {target._brief()}): result type {result.array.dtype} can't be cast to "
@@ -93,7 +107,49 @@ def _check_dtype(name: str, target: Tensor, result: Tensor) -> None:
         )
 
 
+# What moves elements, or is one routine of a library, converts nothing.
+_ONE_DTYPE = frozenset((
+    "addbmm", "argwhere", "baddbmm", "bmm", "diag", "gather", "index_add", "index_copy",
+    "index_reduce",
+    "index_select", "masked_select", "mm", "msort", "narrow_copy", "nonzero", "renorm", "scatter",
+    "scatter_add", "scatter_reduce", "sort", "take", "take_along_dim", "topk", "tril", "triu",
+    "where",
+))  # fmt: skip
+_NO_OVERLAP = frozenset((
+    "cat", "column_stack", "concat", "concatenate", "dstack", "gather", "hstack", "index_select",
+    "masked_select", "row_stack", "stack", "take", "take_along_dim", "vstack",
+))  # fmt: skip
+
+
+def _check_memory(name: str, target: Tensor, operands: list[Tensor]) -> None:
+    """Raise for a target that shares memory with itself or, not being it, with an operand."""
+    array = target.array
+    if hasattr(array, "below"):
+        return
+    try:
+        refuse_expanded(array)
+    except ShapeError as error:
+        raise ShapeError(f"{name}(out: {target._brief()}): {error}") from None
+    xp = array_namespace(array)
+    for operand in operands:
+        other = operand.array
+        if type(other) is not type(array) or not _is_dense(other) or not _is_dense(array):
+            continue
+        same = operand.data_ptr() == target.data_ptr() and other.shape == array.shape
+        if (not same or name in _NO_OVERLAP) and xp.may_share_memory(array, other):
+            raise ShapeError(
+                f"{name}(out: {target._brief()}): unsupported operation: some elements of the "
+                "input tensor and the written-to tensor refer to a single memory location. Please "
+                "clone() the tensor before performing the operation."
+            )
+
+
+def _is_dense(array: Any) -> bool:
+    return bool(array.flags.c_contiguous or array.flags.f_contiguous)
+
+
 def _write(target: Tensor, result: Tensor) -> None:
+    refuse_expanded(target.array)
     if target.array.shape != result.array.shape:
         if target.array.size:
             warnings.warn(

@@ -78,8 +78,9 @@ def push(hooks: Hooks) -> None:
 
 def pop() -> None:
     """Take the innermost hooks of this thread away."""
-    local.hooks.pop()
-    observe(-1)
+    if local.hooks:
+        local.hooks.pop()
+        observe(-1)
 
 
 # ---------------------------------------------------------------------- packed values
@@ -109,12 +110,12 @@ class Packed:
                 "Output of saved tensor unpack_hook expected to be a Tensor but got result of type "
                 f"{type(data).__name__}; return a tensor from the hook"
             )
-        if data is self.edge:
+        if data is self.edge or not (self.requires_grad or data._requires):
             out: Tensor = data
             return out
         out = wrap(data.array)
         if self.requires_grad:
-            out.requires_grad, out._node = (
+            out._requires, out._node = (
                 True,
                 (through(self.edge) if self.edge._leaf else self.edge),
             )
@@ -158,6 +159,8 @@ def _pack_all(node: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _pack_one(node: Any, op: Any, name: str, value: Any, hooks: Hooks) -> Any:
     if isinstance(value, Tensor):
+        if value._is_number:  # as in PyTorch, nobody packs Python numbers
+            return value
         return Packed(value, hooks, value._node or value)
     if name == "out" or name in (op.outputs or ()):
         if value is None:
@@ -232,30 +235,70 @@ class SavedTensor:
 
     __slots__ = ("_name", "_node", "_place")
 
-    def __init__(self, node: Node, name: str, place: int) -> None:
+    def __init__(self, node: Node | None = None, name: str = "", place: int = 0) -> None:
         """Stand for the saved value ``name``, number ``place``, of ``node``."""
+        if node is None:
+            raise GradError(
+                "SavedTensor(): Trying to create a SavedTensor object from Python is forbidden; "
+                "take it from node._raw_saved_<name>"
+            )
         self._node, self._name, self._place = node, name, place
+
+    def _value(self) -> Any:
+        node: Any = self._node
+        return None if node._held is None else node._held[self._place]
 
     @property
     def data(self) -> Any:
-        """The saved tensor as it was before packing."""
+        """What was packed, or the saved tensor itself, detached where it is an output or a leaf."""
+        value = self._value()
+        if type(value) is Packed:
+            return value.packed
+        if isinstance(value, Tensor):
+            return value if value._node is not None else value.detach()
+        return None if value is None else wrap(value)
+
+    @property
+    def unpack_hook(self) -> Any:
+        """The hook that unpacks it, or None."""
+        value = self._value()
+        return value.unpack if type(value) is Packed else None
+
+    def unpack(self) -> Any:
+        """Return the saved tensor."""
         return getattr(self._node, f"_saved_{self._name}")
 
-    def register_hooks(self, pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
+    def register_hooks(
+        self, pack: Callable[..., Any] | None = None, unpack: Callable[..., Any] | None = None
+    ) -> None:
         """Pack the saved tensor now with ``pack``; ``unpack`` gives it back in backward."""
+        if not callable(pack) or not callable(unpack):
+            raise ArgumentTypeError(
+                "register_hooks(): incompatible function arguments; takes two functions: "
+                "pack_hook and unpack_hook"
+            )
         node: Any = self._node
-        held = node._held
-        value = None if held is None else held[self._place]
+        if node._held is None:
+            raise GradError(
+                "register_hooks(): Calling register_hooks on a saved tensor after it has been "
+                "freed. Saved intermediate values of the graph are freed when you call .backward() "
+                "or autograd.grad(). Specify retain_graph=True to keep them"
+            )
+        value = self._value()
+        if value is None:
+            raise GradError(
+                "register_hooks(): Calling register_hooks on a saved tensor with value None is "
+                "forbidden"
+            )
         if type(value) is Packed:
             raise GradError(
                 "register_hooks(): Calling register_hooks on a saved tensor whose hooks have "
                 "already been set. Hint: only one pair of hooks is allowed at a time."
             )
-        if value is None:
-            raise GradError(
-                "register_hooks(): Calling register_hooks on a saved tensor with value None is "
-                "forbidden; it was freed, or not needed"
-            )
-        packed = _pack_one(node, node.op, self._name, value, (pack, unpack))
+        self._replace(value, (pack, unpack))
+
+    def _replace(self, value: Any, hooks: Hooks) -> None:
+        node: Any = self._node
+        packed = _pack_one(node, node.op, self._name, value, hooks)
         node.__class__ = packing(type(node))
-        node._held = (*held[: self._place], packed, *held[self._place + 1 :])
+        node._held = (*node._held[: self._place], packed, *node._held[self._place + 1 :])

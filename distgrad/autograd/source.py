@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     floats: bool  # integers become the default float
     casts: bool  # option dtype: the first operand is converted first
     view: bool
+    checks: bool  # its function ``check`` sees the operands before they are promoted
+    widens: bool  # 16-bit floats are computed in float32
     everything: bool  # a formula answers for higher derivatives: all operands are kept
 
 
@@ -43,6 +45,20 @@ def call_source(p: Plan, traced: bool = False) -> str:
     lines += ["    " + line for line in _conversion(p) + forward]
     tail = _outputs(p) if p.variadic or p.outputs else _output(p)
     return "\n".join(lines + ["    " + line for line in tail]) + "\n"
+
+
+def bare_source(p: Plan) -> str:
+    """Return the source of the function of the operands alone, the options at their defaults.
+
+    It serves operators: Python calls a function without keyword-only parameters 0.05 µs faster.
+    """
+    names = [o.name for o in p.operands]
+    lines = [f"def _bare({', '.join(names)}):"]
+    for q in p.parameters:
+        if q.name not in names:
+            lines.append(f"    {q.name} = _default_{q.name}")
+    lines += ["    " + line for line in _conversion(p) + _forward(p) + _output(p)]
+    return "\n".join(lines) + "\n"
 
 
 def _signature(p: Plan) -> str:
@@ -119,6 +135,8 @@ def _arrays(operands: list[Operand]) -> list[str]:
         if kind == "optional":
             lines.append(f"_a_{name} = None if {name} is None else {name}.array")
         elif kind == "list":
+            wrong = f"argument {name!r} must be tuple of Tensors, not Tensor"
+            lines.append(f"if type({name}) is _Tensor: raise TypeError({wrong!r})")
             lines.append(f"_a_{name} = [_t.array for _t in {name}]")
         else:
             lines.append(f"_a_{name} = {name}.array")
@@ -126,22 +144,35 @@ def _arrays(operands: list[Operand]) -> list[str]:
 
 
 def _promotion(p: Plan) -> list[str]:
+    """Bring operands to one dtype; float32 leaves by the first test."""
     names = p.promote
     again = "; ".join(f"_a_{n} = {n}.array" for n in names)
     all_ = ", ".join(names)
-    lines = []
+    first = f"_a_{(names or [p.operands[0].name])[0]}"
+    if not names and p.operands[0].kind == "list":
+        first += "[0]"
+    lines = [f"_check_dtypes({all_})"] if p.checks else []
     if len(names) > 1:
         differ = "_a_{}.dtype is not _a_{}.dtype"
         test = " or ".join(differ.format(a, b) for a, b in pairwise(names))
         lines.append(f"if {test}: {all_} = _promote({all_}); {again}")
     if p.floats:
-        kind = f"_a_{names[0]}.dtype"
         comma = "," if len(names) == 1 else ""
         lines.append(
-            f"if {kind} is not _f32 and {kind}.kind not in 'fcV': "
-            f"{all_}{comma} = _to_float({all_}); {again}"
+            f"if {first}.dtype.kind not in 'fcV': {all_}{comma} = _to_float({all_}); {again}"
         )
-    return lines
+    if p.widens:
+        operands = [o.name for o in p.operands]
+        options = [q.name for q in p.parameters if q.name not in operands]
+        lines.append(
+            f"if {first}.itemsize == 2 and _narrow({', '.join(operands)}): "
+            f"return _widened({p.name}, {_dict(operands)}, {_dict(options)}, {p.casts})"
+        )
+    if not lines:
+        return []
+    kinds = [f"_a_{n}.dtype" for n in names] or [f"{first}.dtype"]
+    test = f"not ({' is '.join(kinds)} is _f32)" if len(kinds) > 1 else f"{kinds[0]} is not _f32"
+    return [f"if {test}:", *("    " + line for line in lines)]
 
 
 def _output(p: Plan) -> list[str]:
@@ -150,12 +181,12 @@ def _output(p: Plan) -> list[str]:
         lines += [
             f"if ({_requires(p)}) and _mode.grad:",
             *("    " + line for line in _node(p)),
-            "    _n._shape = _d.shape; _o.requires_grad = True; _o._node = _n",
+            "    _n._shape = _d.shape; _o._requires = True; _o._node = _n",
             "else:",
-            "    _o.requires_grad = False; _o._node = None",
+            "    _o._requires = False; _o._node = None",
         ]
     else:
-        lines.append("_o.requires_grad = False; _o._node = None")
+        lines.append("_o._requires = False; _o._node = None")
     if p.view:
         rest = "".join(f"{q.name}, " for q in p.parameters[1:])
         base = p.operands[0].name
@@ -186,7 +217,7 @@ def _outputs(p: Plan) -> list[str]:
 
 
 def _fresh(out: str, array: str) -> list[str]:
-    return [f"{out} = _new(_Tensor); {out}.array = {array}; {out}.grad = {out}._shared = None"]
+    return [f"{out} = _new(_Tensor); {out}.array = {array}; {out}._grad = {out}._shared = None"]
 
 
 def _requires(p: Plan, of: list[str] | None = None) -> str:
@@ -196,11 +227,11 @@ def _requires(p: Plan, of: list[str] | None = None) -> str:
         if name not in (p.rules if of is None else of):
             continue
         if kind == "optional":
-            tests.append(f"({name} is not None and {name}.requires_grad)")
+            tests.append(f"({name} is not None and {name}._requires)")
         elif kind == "list":
-            tests.append(f"any([_t.requires_grad for _t in {name}])")
+            tests.append(f"any([_t._requires for _t in {name}])")
         else:
-            tests.append(f"{name}.requires_grad")
+            tests.append(f"{name}._requires")
     return " or ".join(tests)
 
 
@@ -209,7 +240,7 @@ def _node(p: Plan) -> list[str]:
     for name, kind in p.operands:
         if name not in p.rules:
             continue
-        edge = "{0}._node or ({0} if {0}.requires_grad else None)"
+        edge = "{0}._node or ({0} if {0}._requires else None)"
         if kind == "list":
             edges.append(f"*[{edge.format('_t')} for _t in {name}]")
         elif kind == "optional":

@@ -15,6 +15,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
@@ -23,7 +24,7 @@ from distgrad.autograd import saving
 from distgrad.autograd.inplace import link_view, store_traced
 from distgrad.autograd.source import call_source
 from distgrad.backend.device import array_namespace
-from distgrad.errors import GradError
+from distgrad.errors import GradError, explain
 from distgrad.tensor import Tensor, tensors_in, wrap
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Refused(GradError):
 
 
 class Level:
-    """One transformation that is running: forward mode, or one ``vmap``."""
+    """One transformation that is running: forward mode, one ``vmap``, or a gradient of ``func``."""
+
+    functional = True  # part of ``func``: custom Functions must have ``setup_context``
 
     def __init__(self) -> None:
         """Begin inside all levels that exist."""
@@ -66,25 +69,26 @@ class Level:
         """Be told of a tensor that was made at this level."""
 
     def __enter__(self) -> Any:
-        _running.levels.append(self)
+        running.levels.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.alive = False
-        _running.levels.remove(self)
+        running.levels.remove(self)
 
 
 class _Running(threading.local):
     def __init__(self) -> None:
         self.levels: list[Level] = []
+        self.forward_mode = True
 
 
-_running = _Running()
+running = _Running()
 
 
 def running_levels() -> list[Level]:
     """Return the levels that this thread is in, the innermost last."""
-    return _running.levels
+    return running.levels
 
 
 class Traced:
@@ -150,6 +154,12 @@ class Traced:
         """The array that owns the memory, or None."""
         return innermost(self).base
 
+    @property
+    def data(self) -> Any:
+        """The memory, whose address is ``data.ptr`` (as of a CuPy array)."""
+        array = innermost(self)
+        return array.data if hasattr(array.data, "ptr") else SimpleNamespace(ptr=array.ctypes.data)
+
     # ------------------------------------------------------------------ what it does not do
     def _refuse(self, *args: Any, **options: Any) -> NoReturn:
         raise Refused
@@ -160,6 +170,8 @@ class Traced:
     __lt__ = __le__ = __gt__ = __ge__ = _refuse
     fill = nonzero = reshape = transpose = any = all = min = max = sum = _refuse
     __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = _refuse
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _refuse
+    __matmul__ = __rmatmul__ = __isub__ = __itruediv__ = _refuse
     __neg__ = __abs__ = __invert__ = __and__ = __or__ = __xor__ = _refuse
     __hash__ = object.__hash__
 
@@ -205,7 +217,10 @@ def traced_call(op: Operation, operands: dict[str, Any], options: dict[str, Any]
     function = _functions.get(op.name)
     if function is None or function.__globals__["_op"] is not op:
         function = _functions[op.name] = _compile(op)
-    out = function(**{n: operands[n] for n in names}, **options)
+    try:
+        out = function(**{n: operands[n] for n in names}, **options)
+    except AttributeError as error:  # an operand is no tensor
+        raise explain(op.name, error, operands, options) from error
     for tensor in (out,) if isinstance(out, Tensor) else out:
         if isinstance(tensor.array, Traced):
             tensor.array.level.note(tensor)
@@ -314,15 +329,20 @@ def foreign(tensor: Tensor, own: set[int]) -> bool:
     return False
 
 
-def settled(tensor: Tensor, own: set[int]) -> Tensor:
-    """Return ``tensor`` without a history that leads to leaves of ``own`` alone, at every layer."""
+def settled(tensor: Tensor, own: set[int] | None) -> Tensor:
+    """Return ``tensor`` without a history that leads to leaves of ``own`` alone, at every layer.
+
+    Args:
+        tensor: a result.
+        own: the ids of leaves; None to cut every history.
+    """
     array = tensor.array
     if isinstance(array, Traced):
         array = array.settled(own)  # type: ignore[attr-defined]
-    if tensor.requires_grad and foreign(tensor, own):
+    if tensor.requires_grad and own is not None and foreign(tensor, own):
         if array is tensor.array:
             return tensor
         out = wrap(array)
-        out.requires_grad, out._node = True, tensor._node
+        out._requires, out._node = True, tensor._node
         return out
     return tensor if array is tensor.array and not tensor.requires_grad else wrap(array)

@@ -40,6 +40,11 @@ def _work_type(x: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
 
 
+def widened(x: Array) -> Array:
+    """``x`` in the type in which its numbers are added up; itself where that is its own."""
+    return x.astype(_sum_type(x), copy=False)
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 
@@ -79,6 +84,11 @@ def to_numpy(a: Array) -> np.ndarray[Any, Any]:
     """``a`` as a NumPy array in host memory; waits until the device has computed it."""
     host: np.ndarray[Any, Any] = cupy.asnumpy(a)
     return host
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    """A copy of ``x`` in ``dtype``; what is too large for it becomes inf."""
+    return x.astype(dtype)
 
 
 def sum_to_shape(g: Array, shape: Shape) -> Array:
@@ -123,6 +133,18 @@ def windows(
     )
     # CuPy's strided arrays have no base, by which the engine knows views; a view of one has.
     return cupy.lib.stride_tricks.as_strided(x, shape, strides).view()
+
+
+def strided(x: Array, shape: Shape, strides: Shape, shift: int) -> Array:
+    """A view of the memory that ``x`` lies in, by explicit strides; the caller keeps inside it."""
+    if not math.prod(shape):
+        return x.reshape(-1)[:0].reshape(shape)
+    if shift < 0:  # begins before x: in what x is a view of
+        shift += (x.data.ptr - x.base.data.ptr) // x.itemsize
+        x = x.base.reshape(-1).view(x.dtype)
+    first = cupy.lib.stride_tricks.as_strided(x, (shift + 1,), (x.itemsize,))[shift:]
+    steps = [s * x.itemsize for s in strides]
+    return cupy.lib.stride_tricks.as_strided(first, shape, steps).view()
 
 
 # Elements per block of rows: a device gains nothing from small ones.

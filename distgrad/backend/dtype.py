@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -220,7 +221,8 @@ def set_default_dtype(d: dtype) -> None:
         )
     _default_numpy = d.numpy
     _default = d
-    _SCALARS.clear()
+    for cache in DEFAULT_CACHES:
+        cache.clear()
 
 
 def default_float() -> np.dtype[Any]:
@@ -243,6 +245,7 @@ def promote_types(type1: dtype, type2: dtype) -> dtype:
     """
     if type1 is type2:
         return type1
+    _check_types("promote_types", type1, type2)
     low, high = (type1, type2) if type1._kind <= type2._kind else (type2, type1)
     if low in _BARE_UNSIGNED or high in _BARE_UNSIGNED:
         if high._kind == _FLOAT:
@@ -258,6 +261,15 @@ def promote_types(type1: dtype, type2: dtype) -> dtype:
     if high._kind == _FLOAT:
         return high if high.itemsize > low.itemsize else _wider_float(low, high)
     return _wider_int(low, high)
+
+
+def _check_types(name: str, *types: Any) -> None:
+    for place, kind in enumerate(types, 1):
+        if not isinstance(kind, dtype):
+            raise ArgumentTypeError(
+                f"{name}(): argument {place} must be {MODULE_PREFIX}.dtype, not "
+                f"{type(kind).__name__}; use {MODULE_PREFIX}.float32 or another"
+            )
 
 
 def _wider_float(a: dtype, b: dtype) -> dtype:
@@ -279,6 +291,7 @@ def can_cast(from_: dtype, to: dtype) -> bool:
         >>> can_cast(float64, float16), can_cast(float32, int64), can_cast(int8, bool_)
         (True, False, False)
     """
+    _check_types("can_cast", from_, to)
     if from_._kind == _INT:
         return to._kind != _BOOL
     return from_._kind <= to._kind
@@ -315,7 +328,18 @@ def _number_type(value: object) -> dtype:
     )
 
 
-def result_type(operands: Sequence[Any]) -> dtype:
+def result_type(tensor1: Any, tensor2: Any) -> dtype:
+    """The type that arithmetic on two tensors or numbers gives.
+
+    Example:
+        >>> import numpy as np
+        >>> result_type(np.zeros(2, "int8"), 1.5)
+        distgrad.float32
+    """
+    return joint_type([getattr(operand, "array", operand) for operand in (tensor1, tensor2)])
+
+
+def joint_type(operands: Sequence[Any]) -> dtype:
     """The type of an operation's result for arrays and Python numbers together.
 
     Arrays with dimensions decide first, zero-dimensional arrays next and Python numbers last; a
@@ -323,9 +347,9 @@ def result_type(operands: Sequence[Any]) -> dtype:
 
     Example:
         >>> import numpy as np
-        >>> result_type([np.zeros(2, "int8"), np.ones((), "int64"), 3])
+        >>> joint_type([np.zeros(2, "int8"), np.ones((), "int64"), 3])
         distgrad.int8
-        >>> result_type([np.zeros(2, "int8"), 1.5])
+        >>> joint_type([np.zeros(2, "int8"), 1.5])
         distgrad.float32
     """
     weights: list[dtype | None] = [None, None, None]
@@ -364,6 +388,8 @@ def promote_arrays(a: Any, b: Any) -> np.dtype[Any]:
 # --- Python numbers as operands ---------------------------------------------------------------
 
 _SCALARS: dict[tuple[Any, ...], Any] = {}
+#: Caches of numbers in the type that promotion gave them: emptied when the default type changes.
+DEFAULT_CACHES: list[dict[Any, Any]] = [_SCALARS]
 _SCALARS_LIMIT = 1024
 
 
@@ -414,6 +440,59 @@ def _fit_integer(number: int, target: dtype) -> int:
     bits = 8 * target.itemsize
     number &= (1 << bits) - 1
     return number - (1 << bits) if target.is_signed and number >> (bits - 1) else number
+
+
+_C_NAMES = {
+    "uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int", "int64": "int64_t",
+    "float16": "c10::Half", "bfloat16": "c10::BFloat16", "float32": "float", "float64": "double",
+    "complex64": "c10::complex<float>",
+}  # fmt: skip
+
+
+def checked_number(value: Any, kind: np.dtype[Any]) -> Any:
+    """The Python number ``value`` as NumPy takes it for ``kind``, where an operation fills with it.
+
+    Floats are cut for integers, and small negative integers wrap around in unsigned types.
+
+    Raises:
+        DtypeError: it does not fit.
+
+    Example:
+        >>> checked_number(-3, np.dtype("uint8")), checked_number(2.7, np.dtype("int32"))
+        (253, 2)
+    """
+    target = from_numpy(kind)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if target._kind == _BOOL:
+        return bool(value)
+    if isinstance(value, complex) and target._kind != _COMPLEX:
+        if value.imag:
+            raise _does_not_fit(value, target)
+        value = value.real
+    if target._kind == _INT:
+        return _checked_integer(value, target)
+    most = _FLOAT_LIMITS[target.to_real()][2]
+    parts = (value.real, value.imag) if isinstance(value, complex) else (value,)
+    if any(math.isfinite(x) and abs(x) > most for x in parts):
+        raise _does_not_fit(value, target)
+    return value
+
+
+def _checked_integer(value: float, target: dtype) -> int:
+    limits = iinfo(target)
+    low = limits.min if target.is_signed or isinstance(value, float) else -limits.max
+    if not low <= value <= limits.max:  # nan is in no range
+        raise _does_not_fit(value, target)
+    return _fit_integer(int(value), target)
+
+
+def _does_not_fit(value: Any, target: dtype) -> DtypeError:
+    name = _C_NAMES.get(target.name, target.name)
+    return DtypeError(
+        f"value cannot be converted to type {name} without overflow: {value!r} is outside of "
+        f"{target.name}; use a number in its range, or a wider dtype"
+    )
 
 
 # --- limits -----------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ def _work_type(x: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if x.dtype.kind in "biu" else _sum_type(x)
 
 
+def widened(x: Array) -> Array:
+    """``x`` in the type in which its numbers are added up; itself where that is its own."""
+    return x.astype(_sum_type(x), copy=False)
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 
@@ -55,6 +60,14 @@ def solved(function: Callable[..., Any], *args: Any) -> Any:
 def to_numpy(a: Array) -> np.ndarray[Any, Any]:
     """``a`` as a NumPy array in host memory; itself when it is one."""
     return np.asarray(a)
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    """A copy of ``x`` in ``dtype``; what is too large for it becomes inf."""
+    if np.dtype(dtype).itemsize >= x.dtype.itemsize:
+        return x.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype)
 
 
 def sum_to_shape(g: Array, shape: Shape) -> Array:
@@ -123,6 +136,31 @@ def windows(
         *(step * d for step, d in zip(steps, dilation, strict=True)),
     )
     return np.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+def strided(x: Array, shape: Shape, strides: Shape, shift: int) -> Array:
+    """A view of the memory that ``x`` lies in, by explicit strides; the caller keeps inside it.
+
+    Args:
+        strides: in elements.
+        shift: from the first element of ``x`` to that of the result, in elements.
+    """
+    if not math.prod(shape):
+        return x.reshape(-1)[:0].reshape(shape)
+    whole = x
+    while shift < 0:  # begins before x: in what x is a view of
+        below = whole.base
+        while not isinstance(below, np.ndarray):
+            below = below.base  # a view by strides holds its base so
+        shift += (whole.ctypes.data - below.ctypes.data) // x.itemsize
+        whole = below
+    if whole is not x:
+        x = np.lib.stride_tricks.as_strided(whole, (1,), (0,)).view(x.dtype)
+    first = np.lib.stride_tricks.as_strided(x, (shift + 1,), (x.itemsize,))[shift:]
+    out = np.lib.stride_tricks.as_strided(first, shape, [s * x.itemsize for s in strides])
+    if builtins.any(s == 0 and n > 1 for s, n in zip(strides, shape, strict=True)):
+        out.flags.writeable = False  # like every array whose elements share memory
+    return out
 
 
 # Elements per block of rows: what a few such blocks need stays in the level-2 cache.
@@ -261,14 +299,8 @@ def add_at(out: Array, index: Array, values: Array) -> None:
             target[:, column] += np.bincount(flat, rows[:, column], count)
     elif width <= 32:
         np.add.at(target, flat, rows)
-    elif count <= len(flat):
-        totals = list(target)  # a view of each row, made once
-        for place, row in zip(flat.tolist(), rows, strict=True):
-            np.add(totals[place], row, totals[place])
     else:
-        for place, row in zip(flat.tolist(), rows, strict=True):
-            total = target[place]
-            total += row
+        _add_in_rounds(target, flat, rows)
     if not np.may_share_memory(target, out):
         out[...] = target.reshape(out.shape)
 
@@ -281,6 +313,24 @@ def _add_by_product(target: Array, flat: Array, rows: Array) -> None:
         one_hot = np.zeros((len(part), len(target)), target.dtype)
         one_hot[np.arange(len(part)), part] = 1
         target += one_hot.T @ rows[start : start + chunk]
+
+
+def _add_in_rounds(target: Array, flat: Array, rows: Array) -> None:
+    """The first row of every target at once, then the second ones …; at last the few often named.
+
+    Measured: 2 to 6 times as fast as a loop over rows, and as ``np.add.at``.
+    """
+    order = np.argsort(flat, kind="stable")
+    places, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")
+    places, starts, counts = places[by_count], starts[by_count], counts[by_count]
+    done, active = 0, len(places)
+    while active > 16:
+        target[places[:active]] += rows[order[starts[:active] + done]]
+        done += 1
+        active = int(np.searchsorted(-counts, -done))  # those with more than ``done`` rows
+    for place, start, size in zip(places[:active], starts, counts, strict=False):
+        target[place] += np.add.reduce(rows[order[start + done : start + size]], axis=0)
 
 
 def scatter_add(out: Array, dim: int, index: Array, src: Array) -> None:
@@ -560,9 +610,31 @@ def _erfinv64(y: Array) -> Array:
     return np.copysign(x, y)
 
 
+# erfinv in float32: M. Giles, "Approximating the erfinv function" (2010), 4e-7 relative.
+_ERFINV_NEAR = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
+    -0.00417768164, 0.246640727, 1.50140941,
+)  # fmt: skip
+_ERFINV_FAR = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
+    0.00943887047, 1.00167406, 2.83297682,
+)  # fmt: skip
+
+
+def _erfinv32(y: Array) -> Array:
+    w = -np.log((1 - y) * (1 + y))
+    value = _horner(w - np.float32(2.5), _ERFINV_NEAR)
+    far = w >= 5
+    if far.any():
+        value[far] = _horner(np.sqrt(w[far]) - np.float32(3), _ERFINV_FAR)
+    value *= y
+    edge = np.abs(y) == 1
+    return np.where(edge, np.copysign(np.float32(np.inf), y), value) if edge.any() else value
+
+
 def erfinv(x: Array) -> Array:
     """The number whose error function is ``x``: infinite at ±1, nan beyond."""
-    return _elementwise(x, None, _erfinv64)
+    return _elementwise(x, _erfinv32, _erfinv64)
 
 
 # fmt: off
@@ -614,9 +686,35 @@ def _lgamma64(x: Array) -> Array:
     return np.where(np.isnan(x), np.nan, out)
 
 
+def _shifted(x: Array) -> tuple[Array, Array, Array]:
+    """float64 numbers y = x, or 1 - x below 1/2; and u = min(y, 8), and y + 8 below 8, else y."""
+    y = x.astype(np.float64)
+    np.copyto(y, 1 - y, where=y < 0.5)
+    return y, np.minimum(y, 8), np.where(y < 8, y + 8, y)
+
+
+def _lgamma32(x: Array) -> Array:
+    """For float32: log gamma(y + 8) less the logarithm of y (y + 1) … (y + 7), without masks."""
+    y, u, z = _shifted(x)
+    product = u.copy()
+    for _ in range(7):
+        u += 1
+        product *= u
+    square = 1 / (z * z)
+    out = (z - 0.5) * np.log(z) - z + math.log(2 * math.pi) / 2
+    out += (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / z
+    out -= np.where(y < 8, np.log(product), 0)
+    out[(x == 1) | (x == 2)] = 0
+    low = x < 0.5
+    if low.any():
+        out[low] = math.log(math.pi) - np.log(np.abs(_sin_pi(x[low].astype(np.float64)))) - out[low]
+    out[np.isinf(x)] = np.inf
+    return out
+
+
 def lgamma(x: Array) -> Array:
     """The logarithm of the absolute value of the gamma function; infinite at its poles."""
-    return _elementwise(x, None, _lgamma64)
+    return _elementwise(x, _lgamma32, _lgamma64)
 
 
 # Bernoulli numbers B(2k) / 2k, k = 7 … 1, of the asymptotic series of digamma.
@@ -645,9 +743,49 @@ def _digamma64(x: Array) -> Array:
     return np.where(np.isnan(x), np.nan, out)
 
 
+def _digamma32(x: Array) -> Array:
+    """For float32: the derivative of the formula of `_lgamma32`."""
+    y, u, z = _shifted(x)
+    shift = 1 / u
+    for _ in range(7):
+        u += 1
+        shift += 1 / u
+    square = 1 / (z * z)
+    out = np.log(z) - 0.5 / z - square * (1 / 12 - square * (1 / 120 - square / 252))
+    out -= np.where(y < 8, shift, 0)
+    low = x < 0.5
+    if low.any():
+        part = x[low].astype(np.float64)
+        rest = part - np.round(part)
+        out[low] -= math.pi / np.tan(math.pi * rest)
+        pole = np.where(part == 0, -np.copysign(np.inf, part), np.nan)
+        out[low] = np.where(rest == 0, pole, out[low])
+    return out
+
+
 def digamma(x: Array) -> Array:
     """The derivative of `lgamma`: nan at its poles, ∓inf at ±0."""
-    return _elementwise(x, None, _digamma64)
+    return _elementwise(x, _digamma32, _digamma64)
+
+
+# Bernoulli numbers B(2k), k = 5 … 1, of the asymptotic series of trigamma.
+_TRIGAMMA = (5 / 66, -1 / 30, 1 / 42, -1 / 30, 1 / 6)
+
+
+def _trigamma(x: Array) -> Array:
+    """In the type of ``x``, so that it is large but finite at the poles, as PyTorch's is."""
+    low = x < 0.5
+    y = np.where(low, 1 - x, x)
+    total = np.zeros_like(x)
+    for _ in range(8):
+        total += 1 / (y * y)
+        y += 1
+    square = 1 / (y * y)
+    total += (1 + 0.5 / y + square * _horner(square, _TRIGAMMA)) / y
+    if low.any():
+        sine = np.sin(x.dtype.type(math.pi) * x)
+        total = np.where(low, x.dtype.type(math.pi**2) / (sine * sine) - total, total)
+    return total
 
 
 # Bernoulli numbers B(2k) / (2k)!, k = 1 … 7, of Euler and Maclaurin's sum.
@@ -675,5 +813,7 @@ def _zeta64(s: int, q: Array) -> Array:
 
 def polygamma(n: int, x: Array) -> Array:
     """The derivative number ``n`` (at least 1) of `digamma`."""
+    if n == 1:
+        return _elementwise(x, _trigamma, _trigamma)
     scale = (-1.0) ** (n + 1) * math.factorial(n)
     return _elementwise(x, None, lambda y: scale * _zeta64(n + 1, y))

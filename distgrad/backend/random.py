@@ -46,6 +46,10 @@ _M24, _M53 = np.uint64((1 << 24) - 1), np.uint64((1 << 53) - 1)
 _TWO_OUTPUTS_FROM = 1 << 28
 
 
+#: What users get for the bytes of a state; the operations put in how to make a tensor of them.
+as_state: Callable[..., Any] = np.asarray
+
+
 class Generator:
     """A stream of random numbers, equal to that of PyTorch's CPU generator of the same seed.
 
@@ -97,7 +101,7 @@ class Generator:
         """The seed from which the stream started."""
         return self._seed
 
-    def get_state(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def get_state(self) -> Any:
         """The state as 5056 bytes in PyTorch's layout: ``torch.set_rng_state`` takes them."""
         with self._lock:
             engine = self._bits.state["state"]
@@ -111,7 +115,7 @@ class Generator:
                 *(self._seed, left, 1, done, *key.tolist()),
                 *(0.0, spare[1], 0.0, spare[0], 0.0, False),
             )
-        return np.frombuffer(packed, np.uint8).copy()
+        return as_state(np.frombuffer(packed, np.uint8).copy())
 
     def set_state(self, state: Any) -> None:
         """Continues from a state that `get_state` returned, here or in PyTorch.
@@ -151,14 +155,16 @@ class Generator:
         return copy
 
     def __reduce__(self) -> tuple[Callable[..., Generator], tuple[str, bytes]]:
-        return _restore, (str(self.device), self.get_state().tobytes())
+        return _restore, (str(self.device), np.asarray(self.get_state()).tobytes())
 
     # --- distributions ------------------------------------------------------------------------
 
     def uniform(
         self, shape: Shape, dtype: np.dtype[Any], low: float = 0.0, high: float = 1.0
     ) -> np.ndarray[Any, Any]:
-        """Samples of the uniform distribution on [low, high)."""
+        """Samples of the uniform distribution on [low, high); of both parts of complex numbers."""
+        if dtype.kind == "c":
+            return self.uniform((*shape, 2), _part(dtype), low, high).view(dtype).reshape(shape)
         work = _working_type("uniform", dtype)
         if not low <= high:
             raise _range_error("uniform", low, high, "low <= high")
@@ -176,6 +182,9 @@ class Generator:
         self, shape: Shape, dtype: np.dtype[Any], mean: float = 0.0, std: float = 1.0
     ) -> np.ndarray[Any, Any]:
         """Samples of the normal distribution, as PyTorch fills a contiguous tensor."""
+        if dtype.kind == "c":
+            parts = self.normal((*shape, 2), _part(dtype), mean, std / math.sqrt(2))
+            return parts.view(dtype).reshape(shape)
         size = math.prod(shape)
         if size < 16:
             return self.normal_pairs(shape, dtype, mean, std)
@@ -197,6 +206,9 @@ class Generator:
         self, shape: Shape, dtype: np.dtype[Any], mean: float = 0.0, std: float = 1.0
     ) -> np.ndarray[Any, Any]:
         """Samples of the normal distribution, as PyTorch fills few or strided elements."""
+        if dtype.kind == "c":
+            parts = self.normal_pairs((*shape, 2), _part(dtype), mean, std / math.sqrt(2))
+            return parts.view(dtype).reshape(shape)
         _working_type("normal", dtype)
         _check_std(mean, std)
         size = math.prod(shape)
@@ -269,6 +281,21 @@ class Generator:
             u = self._uniform(math.prod(shape), np.dtype(np.float64))
         return _narrowed(-1.0 / rate * _by_libm(math.log1p, -u), dtype).reshape(shape)
 
+    def poisson(self, rates: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Samples of the Poisson distributions with these rates.
+
+        Each draws as many uniforms as it needs, so they are made one after the other.
+        """
+
+        def draw() -> float:
+            high, low = self._bits.random_raw(2).tolist()
+            number: float = ((high << 32 | low) & 0x1FFFFFFFFFFFFF) * 2.0**-53
+            return number
+
+        with self._lock:
+            drawn = [_poisson(rate, draw) for rate in rates.ravel().astype(np.float64).tolist()]
+        return np.array(drawn, np.float64).reshape(rates.shape)
+
     def permutation(self, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The numbers 0 to ``n - 1`` in random order.
 
@@ -312,6 +339,34 @@ def _to_bytes(state: Any) -> bytes:
             "pass what get_state() returned"
         )
     return array.astype(np.uint8).tobytes()
+
+
+def _part(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of the real part of complex numbers."""
+    return np.dtype(np.float64 if dtype == np.complex128 else np.float32)
+
+
+def _poisson(rate: float, draw: Callable[[], float]) -> float:
+    """One sample: by products of uniforms (Knuth) or transformed rejection (Hörmann 1993, PTRS)."""
+    if rate < 10:
+        count, product, limit = 0, draw() if rate else 0.0, math.exp(-rate)
+        while product > limit:
+            count, product = count + 1, product * draw()
+        return count
+    log_rate, b = math.log(rate), 0.931 + 2.53 * math.sqrt(rate)
+    a = -0.059 + 0.02483 * b
+    inverse_alpha, squeeze = 1.1239 + 1.1328 / (b - 3.4), 0.9277 - 3.6224 / (b - 2)
+    while True:
+        u, v = draw() - 0.5, draw()
+        us = 0.5 - abs(u)
+        k = math.floor((2 * a / us + b) * u + rate + 0.43)
+        if us >= 0.07 and v <= squeeze:
+            return k
+        if k < 0 or (us < 0.013 and v > us):
+            continue
+        bound = k * log_rate - rate - math.lgamma(k + 1)
+        if math.log(v) + math.log(inverse_alpha) - math.log(a / (us * us) + b) <= bound:
+            return k
 
 
 def _working_type(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -537,7 +592,7 @@ def initial_seed() -> int:
     return current_generator().initial_seed()
 
 
-def get_rng_state() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def get_rng_state() -> Any:
     """The state of the current generator as 5056 bytes in PyTorch's layout."""
     return current_generator().get_state()
 

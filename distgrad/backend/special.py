@@ -191,6 +191,27 @@ def y1(xp: Namespace, x: Array) -> Array:
     return xp.where(x < 0, math.nan, xp.where(x == 0, -math.inf, value))
 
 
+@_wide
+def airy_ai(xp: Namespace, x: Array) -> Array:
+    """The Airy function Ai; nan at infinities, as PyTorch's."""
+    near = _series(xp, (xp.clip(x, -3, 2) + 0.5) / 2.5, tables.AIRY_NEAR)
+    high = xp.clip(x, 2, 200)
+    zeta = high * xp.sqrt(high) * (2 / 3)
+    scale = 2 * xp.sqrt(math.pi * xp.sqrt(high))
+    far = _series(xp, _AIRY_2 / zeta - 1, tables.AIRY_FAR) * xp.exp(-zeta) / scale
+    low = xp.maximum(-x, 3)
+    zeta = low * xp.sqrt(low) * (2 / 3)
+    t = 24 / (zeta * zeta) - 1  # 24 is twice the square of ζ(3)
+    p, q = _series(xp, t, tables.AIRY_P), _series(xp, t, tables.AIRY_Q) / zeta
+    phase = zeta - math.pi / 4
+    waves = (p * xp.cos(phase) + q * xp.sin(phase)) / xp.sqrt(math.pi * xp.sqrt(low))
+    value = xp.where(x > 2, far, xp.where(x < -3, waves, near))
+    return xp.where(xp.isfinite(x), value, math.nan)
+
+
+_AIRY_2 = 2 * (2 / 3) * 2**1.5  # twice ζ(2)
+
+
 # ---------------------------------------------------------------------- tails of the normal law
 def _erfcx(xp: Namespace, x: Array) -> Array:
     size = xp.abs(x)

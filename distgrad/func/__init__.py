@@ -3,13 +3,13 @@
 How they nest is written in ``autograd/traced.py``, Note [Layers].
 """
 
+from distgrad.func.jacobians import hessian, jacfwd, jacrev
 from distgrad.func.module import functional_call, stack_module_state
 from distgrad.func.transforms import (
+    debug_unwrap,
+    functionalize,
     grad,
     grad_and_value,
-    hessian,
-    jacfwd,
-    jacrev,
     jvp,
     linearize,
     vjp,
@@ -17,7 +17,9 @@ from distgrad.func.transforms import (
 from distgrad.func.vmap import vmap
 
 __all__ = [
+    "debug_unwrap",
     "functional_call",
+    "functionalize",
     "grad",
     "grad_and_value",
     "hessian",

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distgrad.autograd import engine
-from distgrad.autograd.dual import DualLevel, fresh_leaf
+from distgrad.autograd.dual import DualLevel, fresh_leaf, transposed
 from distgrad.autograd.forward_ad import check_tangent
-from distgrad.autograd.graph import edge_of
-from distgrad.autograd.mode import enable_grad
-from distgrad.autograd.traced import settled
+from distgrad.autograd.mode import enable_grad, mode
+from distgrad.autograd.traced import Level, Traced, settled
+from distgrad.autograd.tree import flatten, map_tree, unflatten
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, GradError, ShapeError
-from distgrad.func.tree import flatten, map_tree, unflatten
-from distgrad.func.vmap import vmap
 from distgrad.tensor import Tensor, wrap
 
 Argnums = int | tuple[int, ...]
@@ -23,7 +21,8 @@ F: Any = engine.tensor_functions
 
 
 # ---------------------------------------------------------------------- which arguments
-def _check_argnums(argnums: Any, count: int) -> None:
+def check_argnums(argnums: Any, count: int) -> None:
+    """Raise unless ``argnums`` name different ones of ``count`` arguments."""
     if not isinstance(argnums, int | tuple) or isinstance(argnums, bool):
         raise GradError(f"argnums must be int or Tuple[int, ...], got: {type(argnums)}")
     numbers = (argnums,) if isinstance(argnums, int) else argnums
@@ -38,11 +37,13 @@ def _check_argnums(argnums: Any, count: int) -> None:
         raise GradError(f"argnums elements must be unique, got {argnums}")
 
 
-def _chosen(args: Sequence[Any], argnums: Argnums) -> Any:
+def chosen(args: Sequence[Any], argnums: Argnums) -> Any:
+    """Return the arguments to differentiate."""
     return args[argnums] if isinstance(argnums, int) else tuple(args[n] for n in argnums)
 
 
-def _replaced(args: Sequence[Any], argnums: Argnums, values: Any) -> list[Any]:
+def replaced(args: Sequence[Any], argnums: Argnums, values: Any) -> list[Any]:
+    """Return the arguments with others in place of those to differentiate."""
     out = list(args)
     for n, v in (
         [(argnums, values)] if isinstance(argnums, int) else zip(argnums, values, strict=True)
@@ -52,6 +53,7 @@ def _replaced(args: Sequence[Any], argnums: Argnums, values: Any) -> list[Any]:
 
 
 def _leaf(value: Any, own: set[int]) -> Tensor:
+    """Return an alias to differentiate with respect to."""
     if not isinstance(value, Tensor):
         raise ArgumentError(f"Thing passed to transform API must be Tensor, got {type(value)}")
     if value.array.dtype.kind not in "fcV":
@@ -61,16 +63,11 @@ def _leaf(value: Any, own: set[int]) -> Tensor:
     return fresh_leaf(value, own)
 
 
-def _pulled(outs: list[Tensor], gs: list[Tensor], inputs: list[Tensor], own: set[int]) -> list[Any]:
+def _pulled(
+    outs: list[Tensor], gs: list[Tensor], inputs: list[Tensor], own: set[int] | None
+) -> list[Any]:
     """Return the gradients of ``inputs``, zeros where there is none, at home outside."""
-    roots = [(edge_of(o), engine.conjugated(g)) for o, g in zip(outs, gs, strict=True)]
-    roots = [(edge, g) for edge, g in roots if edge is not None]
-    edges = [edge_of(x) for x in inputs]
-    found: list[Any] = [None] * len(inputs)
-    if roots:
-        found = engine.run(
-            roots, create_graph=True, keep_graph=True, inputs=edges, accumulate=False
-        )
+    found = transposed(outs, [engine.conjugated(g) for g in gs], inputs)
     return [
         _zeros(x) if g is None else settled(engine.conjugated(g), own)
         for g, x in zip(found, inputs, strict=True)
@@ -81,9 +78,16 @@ def _zeros(like: Tensor) -> Tensor:
     return wrap(array_namespace(like.array).zeros(like.array.shape, like.array.dtype))
 
 
-def _home(tree: Any, own: set[int]) -> Any:
+def _home(tree: Any, own: set[int] | None) -> Any:
     """Return results without the history that was recorded for this transformation alone."""
-    return map_tree(lambda t: settled(t, own) if isinstance(t, Tensor) else t, tree)
+
+    _check_aux(tree)
+    return map_tree(lambda t: settled(t, own), tree)
+
+
+def _outside(recording: bool, own: set[int]) -> set[int] | None:
+    """Return what ``settled`` is told: under ``no_grad`` results keep no history at all."""
+    return own if recording else None
 
 
 # ---------------------------------------------------------------------- gradients of scalars
@@ -100,20 +104,21 @@ def grad_and_value(
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        _check_argnums(argnums, len(args))
+        check_argnums(argnums, len(args))
         own: set[int] = set()
-        with enable_grad():
-            values, spec = flatten(_chosen(args, argnums))
+        kept = _outside(mode.grad, own)
+        with enable_grad(), Level():
+            values, spec = flatten(chosen(args, argnums))
             leaves = [_leaf(v, own) for v in values]
-            out = func(*_replaced(args, argnums, unflatten(leaves, spec)), **kwargs)
+            out = func(*replaced(args, argnums, unflatten(leaves, spec)), **kwargs)
             aux = None
             if has_aux:
                 out, aux = _with_aux("grad_and_value(f)(*args)", out)
             _check_scalar(out)
             one = wrap(array_namespace(out.array).ones((), out.array.dtype))
-            found = unflatten(_pulled([out], [one], leaves, own), spec)
-            value = _home(out, own)
-        return (found, (value, _home(aux, own))) if has_aux else (found, value)
+            found = unflatten(_pulled([out], [one], leaves, kept), spec)
+            value = _home(out, kept)
+        return (found, (value, _home(aux, kept))) if has_aux else (found, value)
 
     return wrapped
 
@@ -124,6 +129,12 @@ def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
             f"{where}: output of function f should be a tuple: (output, aux) if has_aux is True"
         )
     return out
+
+
+def _check_aux(aux: Any) -> None:
+    for leaf in flatten(aux)[0]:
+        if not isinstance(leaf, Tensor):
+            raise GradError(f"Expected tensors, got unsupported type {type(leaf)}")
 
 
 def _check_scalar(out: Any) -> None:
@@ -174,7 +185,8 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         (tensor([1., 2.]),)
     """
     own: set[int] = set()
-    with enable_grad():
+    kept = _outside(mode.grad, own)
+    with enable_grad(), Level():
         values, spec = flatten(primals)
         leaves = [_leaf(v, own) for v in values]
         out = func(*unflatten(leaves, spec))
@@ -197,15 +209,21 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
                     f"vjp(): Mismatch in shape: grad_output[{place}] has a shape of {g.shape} and "
                     f"output[{place}] has a shape of {o.shape}."
                 )
+        now = _outside(mode.grad, own)
         with enable_grad():
-            return unflatten(_pulled(outs, gs, leaves, own), spec)
+            return unflatten(_pulled(outs, gs, leaves, now), spec)
 
-    result = unflatten([settled(o, own) for o in outs], out_spec)
-    return (result, pull, _home(aux, own)) if has_aux else (result, pull)
+    result = unflatten([settled(o, kept) for o in outs], out_spec)
+    return (result, pull, _home(aux, kept)) if has_aux else (result, pull)
 
 
 def _check_outputs(name: str, outs: list[Any]) -> None:
     inputs = "primals, tangents" if name == "jvp" else "*primals"
+    if not outs or (len(outs) == 1 and outs[0] is None):
+        raise GradError(
+            f"{name}(f, {inputs}): Expected f to be a function that has non-empty output (got "
+            f"output = {outs[0] if outs else ()})"
+        )
     for out in outs:
         if not isinstance(out, Tensor):
             raise GradError(
@@ -246,6 +264,7 @@ def jvp(
         aux = None
         if has_aux:
             out, aux = _with_aux("jvp(f, primals, tangents)", out)
+            _check_aux(aux)
         outs, out_spec = flatten(out)
         _check_outputs("jvp", outs)
         parts = [level.parts(o) for o in outs]
@@ -258,8 +277,7 @@ def jvp(
     moved = unflatten([_zeros(p) if t is None else t for p, t in parts], out_spec)
     if not has_aux:
         return result, moved
-    aux = map_tree(lambda t: level.parts(t)[0] if isinstance(t, Tensor) else t, aux)
-    return result, moved, aux
+    return result, moved, map_tree(lambda t: level.parts(t)[0], aux)
 
 
 def _check_directions(values: list[Any], spec: Any, along: list[Any], along_spec: Any) -> None:
@@ -274,10 +292,11 @@ def _check_directions(values: list[Any], spec: Any, along: list[Any], along_spec
             "jvp(f, primals, tangents): Expected primals to contain at least one Tensor."
         )
     for value, tangent in zip(values, along, strict=True):
-        for what in (value, tangent):
+        for name, what in (("primals", value), ("tangents", tangent)):
             if not isinstance(what, Tensor):
-                raise ArgumentError(
-                    f"jvp(): Thing passed to transform API must be Tensor, got {type(what)}"
+                raise GradError(
+                    f"jvp(f, primals, tangents): Expected {name} to only contain Tensors, got "
+                    f"{type(what)}"
                 )
         check_tangent("jvp", value, tangent)
 
@@ -285,147 +304,75 @@ def _check_directions(values: list[Any], spec: Any, along: list[Any], along_spec
 def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """Return ``func(*primals)`` and the function that maps tangents to the output's tangent.
 
-    Differs from PyTorch: the function is evaluated again at each use.
+    ``func`` is evaluated once; the map costs one backward at each use.
     """
-    if not flatten(primals)[0]:
+    values, spec = flatten(primals)
+    if not values:
         raise GradError("linearize(): Expected primals to contain at least one Tensor.")
+    own: set[int] = set()
+    kept = _outside(mode.grad, own)
+    with enable_grad(), Level():
+        leaves = [_leaf(v, own) for v in values]
+        outs, out_spec = flatten(func(*unflatten(leaves, spec)))
+        _check_outputs("jvp", outs)
+        gs = [fresh_leaf(F.zero(o.detach()), own) for o in outs]
+        pulled = transposed(outs, gs, leaves)
 
     def push(*tangents: Any) -> Any:
-        return jvp(func, primals, tangents)[1]
-
-    return func(*primals), push
-
-
-# ---------------------------------------------------------------------- Jacobians
-def _basis(tensors: list[Tensor]) -> list[Tensor]:
-    """Return for each tensor a batch of directions: together all unit vectors of all of them."""
-    total = sum(int(t.array.size) for t in tensors)
-    found, start = [], 0
-    for t in tensors:
-        xp = array_namespace(t.array)
-        count = int(t.array.size)
-        rows = xp.zeros((total, count), t.array.dtype)
-        rows[start : start + count] = xp.eye(count, dtype=t.array.dtype)
-        found.append(wrap(rows.reshape(total, *t.array.shape)))
-        start += count
-    return found
-
-
-def _cut(rows: Tensor, tensors: list[Tensor], dim: int) -> list[Tensor]:
-    """Return the blocks of ``rows`` along ``dim`` that belong to each of the tensors."""
-    blocks, start = [], 0
-    for t in tensors:
-        count = int(t.array.size)
-        part = F.narrow(rows, dim, start, count)
-        shape = rows.array.shape
-        blocks.append(F.reshape(part, (*shape[:dim], *t.array.shape, *shape[dim + 1 :])))
-        start += count
-    return blocks
-
-
-def jacrev(
-    func: Callable[..., Any],
-    argnums: Argnums = 0,
-    *,
-    has_aux: bool = False,
-    chunk_size: int | None = None,
-) -> Callable[..., Any]:
-    """Return a function that computes the Jacobian of ``func`` by reverse mode.
-
-    Shape:
-        Of each output by each argument: the output's shape, then the argument's.
-
-    Example:
-        >>> import distgrad as dg
-        >>> jacrev(lambda x: x * x)(dg.tensor([1.0, 2.0]))
-        tensor([[2., 0.],
-                [0., 4.]])
-    """
-    if chunk_size is not None and chunk_size <= 0:
-        raise ArgumentError("jacrev: `chunk_size` should be greater than 0.")
-
-    @functools.wraps(func)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        _check_argnums(argnums, len(args))
-
-        def partial(values: Any) -> Any:
-            return func(*_replaced(args, argnums, values), **kwargs)
-
-        chosen = _chosen(args, argnums)
-        out, pull, *aux = vjp(partial, chosen, has_aux=has_aux)
-        outs, out_spec = flatten(out)
-        inputs, in_spec = flatten(chosen)
-
-        def rows_of(gs: list[Tensor]) -> list[Tensor]:
-            (found,) = pull(unflatten(gs, out_spec))
-            return flatten(found)[0]
-
-        rows = vmap(rows_of, chunk_size=chunk_size)(_basis(outs))
-        by_input = [_cut(r, outs, 0) for r in rows]
-        found = unflatten(
-            [unflatten([by_input[i][o] for i in range(len(inputs))], in_spec)
-             for o in range(len(outs))],
+        along, along_spec = flatten(tangents)
+        if along_spec != spec:
+            raise GradError(
+                f"linearize(): Expected the tangents {along_spec} to have the same argspec as the "
+                f"primals {spec}"
+            )
+        for place, (value, tangent) in enumerate(zip(values, along, strict=True)):
+            for what in ("shape", "device", "dtype"):
+                have, want = getattr(tangent, what), getattr(value, what)
+                if have != want:
+                    raise GradError(
+                        f"linearize(): tangent:{place} with {what} {have} in flattened pytree "
+                        f"doesn't match the {what} {want} of the corresponding primal."
+                    )
+        now = _outside(mode.grad, own)
+        with enable_grad():
+            found = transposed(pulled, along, gs)
+        return unflatten(
+            [_zeros(o) if t is None else settled(t, now) for t, o in zip(found, outs, strict=True)],
             out_spec,
-        )  # fmt: skip
-        return (found, aux[0]) if has_aux else found
+        )
 
-    return wrapped
+    return unflatten([settled(o, kept) for o in outs], out_spec), push
 
 
-def jacfwd(
-    func: Callable[..., Any],
-    argnums: Argnums = 0,
-    has_aux: bool = False,
-    *,
-    randomness: str = "error",
-) -> Callable[..., Any]:
-    """Return a function that computes the Jacobian of ``func`` by forward mode.
+def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Callable[..., Any]:
+    """Return ``func``: nothing here is compiled, so changes in place need not be taken out.
 
-    Shape:
-        Of each output by each argument: the output's shape, then the argument's.
+    Args:
+        func: any function of tensors.
+        remove: "mutations" or "mutations_and_views"; the results are the same.
     """
+    if remove not in ("mutations", "mutations_and_views"):
+        raise GradError(
+            "functionalize(f, remove='mutations'): received invalid argument for "
+            f"remove={remove}. Valid options are: remove='mutations', remove='mutations_and_views'"
+        )
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        _check_argnums(argnums, len(args))
-
-        def partial(values: Any) -> Any:
-            return func(*_replaced(args, argnums, values), **kwargs)
-
-        chosen = _chosen(args, argnums)
-        inputs, in_spec = flatten(chosen)
-        for value in inputs:
-            if not isinstance(value, Tensor):
-                raise ArgumentError(
-                    f"jacfwd(): Thing passed to transform API must be Tensor, got {type(value)}"
-                )
-
-        def push(along: list[Tensor]) -> Any:
-            direction = (unflatten(along, in_spec),)
-            _, moved, *aux = jvp(partial, (chosen,), direction, has_aux=has_aux)
-            return (moved, aux[0]) if has_aux else moved
-
-        out_dims = (0, None) if has_aux else 0
-        out = vmap(push, out_dims=out_dims, randomness=randomness)(_basis(inputs))
-        moved, aux = out if has_aux else (out, None)
-        columns, out_spec = flatten(moved)
-        blocks = [
-            _cut(F.permute(c, (*range(1, c.array.ndim), 0)), inputs, c.array.ndim - 1)
-            for c in columns
-        ]
-        found = unflatten([unflatten(b, in_spec) for b in blocks], out_spec)
-        return (found, aux) if has_aux else found
+        return func(*args, **kwargs)
 
     return wrapped
 
 
-def hessian(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
-    """Return a function that computes second derivatives: forward mode over reverse mode.
+def debug_unwrap(tensor: Tensor, *, recurse: bool = True) -> Tensor:
+    """Return the tensor under one that carries a batch or a tangent, for printing.
 
-    Example:
-        >>> import distgrad as dg
-        >>> hessian(lambda x: (x**3).sum())(dg.tensor([1.0, 2.0]))
-        tensor([[ 6.,  0.],
-                [ 0., 12.]])
+    Args:
+        tensor: any tensor.
+        recurse: go down to the one with an array of numbers, instead of one layer.
     """
-    return jacfwd(jacrev(func, argnums), argnums)
+    while isinstance(tensor.array, Traced):
+        tensor = tensor.array.below
+        if not recurse:
+            break
+    return tensor

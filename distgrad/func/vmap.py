@@ -8,12 +8,14 @@ from typing import Any
 
 from distgrad.autograd import batch_rules as batch_rules  # fills the table of rules
 from distgrad.autograd import engine
-from distgrad.autograd.batch_random import generator_inside
-from distgrad.autograd.batching import BatchLevel
-from distgrad.backend.random import use_generator
+from distgrad.autograd import function_batch as function_batch  # what Functions do in vmap
+from distgrad.autograd.batch_random import Refusing, generator_inside
+from distgrad.autograd.batching import BatchLevel, stacked
+from distgrad.autograd.traced import Refused
+from distgrad.autograd.tree import broadcast, flatten, unflatten
+from distgrad.backend.random import current_generator, use_generator
 from distgrad.errors import ArgumentError, ConfigError, GradError, IndexOutOfRange
-from distgrad.func.tree import broadcast, flatten, unflatten
-from distgrad.tensor import Tensor
+from distgrad.tensor import Tensor, clock
 
 F: Any = engine.tensor_functions
 
@@ -130,17 +132,68 @@ def _run(
     func: Callable[..., Any], name: str, spec: Any, out_dims: Any, randomness: str,
     kwargs: dict[str, Any], leaves: list[Any], dims: list[Any], size: int,
 ) -> Any:  # fmt: skip
-    with BatchLevel(size, randomness) as level:
-        inside = [
-            leaf if d is None else level.batched(_moved(leaf, d, 0))
-            for leaf, d in zip(leaves, dims, strict=True)
+    batches = [
+        leaf if d is None else _moved(leaf, d, 0) for leaf, d in zip(leaves, dims, strict=True)
+    ]
+    before = clock.now
+    try:
+        with BatchLevel(size, randomness) as level:
+            inside = [
+                b if d is None else level.batched(b) for b, d in zip(batches, dims, strict=True)
+            ]
+            with use_generator(generator_inside(level)):
+                out = func(*unflatten(inside, spec), **kwargs)
+            outs, out_spec = flatten(out)
+            places = _output_dims(name, out_dims, out, out_spec)
+            results = [_output(level, name, o, d) for o, d in zip(outs, places, strict=True)]
+        return unflatten(results, out_spec)
+    except Refused:
+        if not size or clock.now != before:  # what was written into cannot be had again
+            raise
+    return _one_by_one(func, name, spec, out_dims, randomness, kwargs, batches, dims, size)
+
+
+def _one_by_one(
+    func: Callable[..., Any], name: str, spec: Any, out_dims: Any, randomness: str,
+    kwargs: dict[str, Any], batches: list[Any], dims: list[Any], size: int,
+) -> Any:  # fmt: skip
+    """Return the stacked results of ``func`` for each element, where the batch itself will not do.
+
+    That is a function of which a part reads numbers, such as a check of its arguments.
+    """
+    outside = current_generator()
+    start = outside.get_state()
+    versions = [b._version if isinstance(b, Tensor) else 0 for b in batches]
+    many = []
+    for place in range(size):
+        one = [
+            b if d is None else F.select(b, 0, place) for b, d in zip(batches, dims, strict=True)
         ]
-        with use_generator(generator_inside(level)):
-            out = func(*unflatten(inside, spec), **kwargs)
-        outs, out_spec = flatten(out)
-        places = _output_dims(name, out_dims, out, out_spec)
-        results = [_output(level, name, o, d) for o, d in zip(outs, places, strict=True)]
-    return unflatten(results, out_spec)
+        if randomness == "same":
+            outside.set_state(start)
+        with use_generator(Refusing() if randomness == "error" else outside):
+            many.append(func(*unflatten(one, spec), **kwargs))
+        if any(d is None and isinstance(b, Tensor) and b._version != v
+               for b, d, v in zip(batches, dims, versions, strict=True)):  # fmt: skip
+            raise GradError(
+                f"vmap({name}): a tensor without a batch is changed in place by what differs for "
+                "each element; give every element its own"
+            )
+    out_spec = flatten(many[0])[1]
+    places = _output_dims(name, out_dims, many[0], out_spec)
+    columns = zip(*(flatten(out)[0] for out in many), strict=True)
+    return unflatten(
+        [_column(name, list(c), d) for c, d in zip(columns, places, strict=True)], out_spec
+    )
+
+
+def _column(name: str, parts: list[Any], dim: int | None) -> Any:
+    if dim is None and all(p is parts[0] for p in parts):
+        return parts[0]
+    level = BatchLevel(len(parts), "error")
+    if isinstance(parts[0], Tensor):
+        return _output(level, name, level.batched(stacked(name, parts)), dim)
+    return _output(level, name, parts[0], dim)
 
 
 def _moved(tensor: Tensor, source: int, target: int) -> Tensor:
@@ -184,9 +237,7 @@ def _output(level: BatchLevel, name: str, out: Any, dim: int | None) -> Any:
             f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. "
             "Did you mean to set out_dims= to None for output?"
         )
-    value = level.value(out)
-    if value is None:
-        value = F.expand(out, (level.size, *out.array.shape))
+    value = level.full(out)
     ndim = int(value.array.ndim)
     if not -ndim <= dim < ndim:
         raise IndexOutOfRange(

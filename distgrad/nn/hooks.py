@@ -164,7 +164,7 @@ def _through(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[int], Node 
     out = list(values)
     for index, (place, tensor) in enumerate(zip(places, tensors, strict=True)):
         new = wrap(tensor.array)
-        new._shared, new.requires_grad = shared_of(tensor), True
+        new._shared, new._requires = shared_of(tensor), True
         new._node = node if len(tensors) == 1 else Slot(node, index, tensor.array)
         out[place] = new
     return tuple(out), places, node

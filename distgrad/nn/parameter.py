@@ -62,5 +62,5 @@ def _take(self: Tensor, kind: str, data: Any) -> None:
             f"{kind}(data: {type(data).__name__}): takes a Tensor; make one with tensor(...)"
         )
     self.array = array
-    self.requires_grad = False
-    self.grad = self._node = self._shared = None
+    self._requires = False
+    self._grad = self._node = self._shared = None

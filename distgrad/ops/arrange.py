@@ -11,7 +11,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError
+from distgrad.errors import DtypeNotImplemented, IndexOutOfRange, ShapeError
 from distgrad.ops.index import index_select, lookup
 from distgrad.ops.shape import diagonal, reshape, transpose, wrap_dim, wrap_dims
 from distgrad.tensor import Tensor, wrap
@@ -41,6 +41,7 @@ def _dims(dims: int | Sequence[int]) -> tuple[int, ...]:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 3), dims=(0, -1)), case(real(2, 3), dims=(1,)), case(real(), dims=())],
     method="*dims",
     d_input=lambda F, g, dims: F.flip(g, dims),
@@ -66,6 +67,7 @@ def flipud(input: Tensor) -> Tensor:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 4), shifts=2), case(real(3, 4), shifts=(1, -2), dims=(0, 1)),
              case(real(3, 4), shifts=5, dims=-1), case(real(2, 0), shifts=1, dims=1)],
     d_input=lambda F, g, shifts, dims: F.roll(g, _opposite(shifts), dims),
@@ -80,8 +82,14 @@ def roll(
 
     Without ``dims`` the elements are moved as one row.
     """
+    if shifts == ():
+        raise ShapeError("`shifts` required")
     if dims is None or dims == ():
-        return xp.roll(input, shifts)
+        if len(_dims(shifts)) > 1:
+            raise ShapeError(
+                f"shifts and dimensions must align. shifts: {len(_dims(shifts))}, dims:0"
+            )
+        return xp.roll(input, _dims(shifts)[0])
     places, steps = wrap_dims(_dims(dims), input.ndim), _dims(shifts)
     if len(places) != len(steps):
         raise ShapeError(
@@ -99,6 +107,10 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     try:
         if len(dims) != 2:
             raise ShapeError(f"expected total rotation dims == 2, but got dims = {len(dims)}")
+        if input.array.ndim < 2:
+            raise ShapeError(f"expected total dims >= 2, but got total dims = {input.array.ndim}")
+        if dims[0] == dims[1] or abs(dims[0] - dims[1]) == input.array.ndim:
+            raise ShapeError(f"expected rotation dims to be different, but got {dims}")
         first, second = wrap_dims(dims, input.array.ndim)
     except Exception as error:
         recover("rot90", error, {"input": input}, {"k": k, "dims": dims})
@@ -114,6 +126,7 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
 # ---------------------------------------------------------------------- repeating
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 3), repeats=(2, 1)), case(real(3), repeats=(2, 3)),
              case(real(), repeats=(2,)), case(real(2), repeats=(0,))],
     method="*repeats",
@@ -145,9 +158,15 @@ def tile(input: Tensor, dims: Shape) -> Tensor:
 
 
 def repeat_interleave(
-    input: Tensor, repeats: int | Tensor, dim: int | None = None, *, output_size: int | None = None
+    input: Tensor,
+    repeats: int | Tensor | None = None,
+    dim: int | None = None,
+    *,
+    output_size: int | None = None,
 ) -> Tensor:
     """Return each entry along ``dim`` repeated on the spot, by one number or by one each.
+
+    Alone, a vector of numbers of repeats repeats its own places.
 
     Example:
         >>> import distgrad as dg
@@ -155,22 +174,39 @@ def repeat_interleave(
         tensor([7, 8, 8])
     """
     xp = array_namespace(input.array)
+    if repeats is None:
+        repeats, input = input, wrap(xp.arange(input.array.size))
     if dim is None:
         input, dim = reshape(input, (-1,)), 0
-    place = wrap_dim(dim, input.array.ndim)
+    try:
+        place = wrap_dim(dim, input.array.ndim)
+        _check_repeats(repeats)
+    except Exception as error:
+        recover("repeat_interleave", error, {"input": input}, {"repeats": repeats, "dim": dim})
     count = input.array.shape[place]
     times = repeats.array if isinstance(repeats, Tensor) else repeats
     if isinstance(repeats, Tensor) and repeats.array.size not in (1, count):
-        error = ShapeError(
+        wrong = ShapeError(
             "repeats must be 0-dim or have the same size as input along dim, but got "
             f"repeats.size(0) = {repeats.array.size} and input.size({place}) = {count}"
         )
-        recover("repeat_interleave", error, {"input": input, "repeats": repeats}, {"dim": dim})
+        recover("repeat_interleave", wrong, {"input": input, "repeats": repeats}, {"dim": dim})
     return index_select(input, place, wrap(xp.repeat(xp.arange(count), times)))
 
 
+def _check_repeats(repeats: int | Tensor) -> None:
+    if not isinstance(repeats, Tensor):
+        if repeats < 0:
+            raise ShapeError("Repeats must be non-negative")
+    elif repeats.array.dtype.kind != "i" or repeats.array.dtype.itemsize < 4:
+        raise DtypeNotImplemented(f"repeats are int32 or int64 numbers, not {repeats.array.dtype}")
+    elif repeats.array.size and int(repeats.array.min()) < 0:
+        raise ShapeError("repeats can not be negative")
+
+
 # ---------------------------------------------------------------------- triangles and diagonals
-@op("linear", samples=[case(real(3, 4)), case(real(2, 3, 3), diagonal=-1)], inplace=True,
+@op("linear", widens=False,
+    samples=[case(real(3, 4)), case(real(2, 3, 3), diagonal=-1)], inplace=True,
     d_input=lambda F, g, diagonal: F.tril(g, diagonal))  # fmt: skip
 def tril(xp: Namespace, input: Tensor, diagonal: int = 0) -> Array:
     """Return the lower triangle, on and below ``diagonal``, and zeros above."""
@@ -178,7 +214,8 @@ def tril(xp: Namespace, input: Tensor, diagonal: int = 0) -> Array:
     return xp.tril(input, diagonal)
 
 
-@op("linear", samples=[case(real(3, 4)), case(real(2, 3, 3), diagonal=-1)], inplace=True,
+@op("linear", widens=False,
+    samples=[case(real(3, 4)), case(real(2, 3, 3), diagonal=-1)], inplace=True,
     d_input=lambda F, g, diagonal: F.triu(g, diagonal))  # fmt: skip
 def triu(xp: Namespace, input: Tensor, diagonal: int = 0) -> Array:
     """Return the upper triangle, on and above ``diagonal``, and zeros below."""
@@ -193,6 +230,7 @@ def _check_matrix(ndim: int) -> None:
 
 @op(
     "linear",
+    widens=False,
     samples=[
         case(real(3)),
         case(real(2, 3), offset=1),
@@ -245,10 +283,12 @@ def diagflat(input: Tensor, offset: int = 0) -> Tensor:
 # ---------------------------------------------------------------------- padding
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 3), pad=(1, 2)), case(real(2, 3), pad=(0, 1, 2, 0)),
              case(real(3, 4), pad=(-1, 2, 1, -1))],
     method=False,
     d_input=lambda F, g, pad: F.constant_pad_nd(g, tuple(-n for n in pad)),
+    jvp=lambda F, t_input, pad: F.constant_pad_nd(t_input, pad),  # without the constant
 )  # fmt: skip
 def constant_pad_nd(xp: Namespace, input: Tensor, pad: Sequence[int], value: float = 0) -> Array:
     """Return ``input`` with ``value`` around it; negative numbers cut away.
@@ -308,7 +348,7 @@ def pad(
         if mode not in _SOURCES:
             raise NotImplementedError(f"Unrecognised padding mode {mode}")
         if value:
-            raise ArgumentError(f'Padding mode "{mode}" doesn\'t take in value argument')
+            raise ShapeError(f'Padding mode "{mode}" doesn\'t take in value argument')
         pairs = _checked_pairs(input, pad, mode)
     except NotImplementedError:
         raise
@@ -318,8 +358,7 @@ def pad(
     first = input.array.ndim - len(pairs)
     for dim, (before, after) in enumerate(pairs, first):
         if before or after:
-            places = numpy.arange(-before, input.array.shape[dim] + after)
-            source = _SOURCES[mode](places, input.array.shape[dim])
+            source = _SOURCES[mode](before, after, input.array.shape[dim])
             input = lookup(input, [wrap(xp.asarray(source))], (dim,))
     return input
 
@@ -331,7 +370,11 @@ def _checked_pairs(input: Tensor, pad: Sequence[int], mode: str) -> list[tuple[i
         raise NotImplementedError(
             "Only 2D, 3D, 4D, 5D padding with non-constant padding are supported for now"
         )
+    if mode != "circular" and input.array.dtype == bool:
+        raise DtypeNotImplemented(f"{mode} padding is not implemented for bool; use .to(dg.uint8)")
     for size, (before, after) in zip(input.array.shape[-len(pairs) :], pairs, strict=True):
+        if size + before + after < 1:
+            raise ShapeError("Negative padding value is resulting in an empty dimension")
         limit = {"reflect": size - 1, "circular": size}.get(mode)
         if limit is not None and max(before, after) > limit:
             raise ShapeError(
@@ -343,16 +386,23 @@ def _checked_pairs(input: Tensor, pad: Sequence[int], mode: str) -> list[tuple[i
     return pairs
 
 
-def _mirrored(places: Any, size: int) -> Any:
-    turned = numpy.abs(places)
+def _mirrored(before: int, after: int, size: int) -> Any:
+    turned = numpy.abs(numpy.arange(-before, size + after))
     return size - 1 - numpy.abs(size - 1 - turned)
 
 
-_SOURCES: dict[str, Any] = {
-    "reflect": _mirrored,
-    "replicate": lambda places, size: numpy.clip(places, 0, size - 1),
-    "circular": lambda places, size: places % size,
-}
+def _repeated(before: int, after: int, size: int) -> Any:
+    return numpy.clip(numpy.arange(-before, size + after), 0, size - 1)
+
+
+def _wrapped(before: int, after: int, size: int) -> Any:
+    """Return the places of what negative padding leaves, and around them the same again."""
+    first = max(-before, 0)
+    left = size - first - max(-after, 0)
+    return first + numpy.arange(-max(before, 0), left + max(after, 0)) % left
+
+
+_SOURCES: dict[str, Any] = {"reflect": _mirrored, "replicate": _repeated, "circular": _wrapped}
 
 
 def fill_diagonal_(self: Tensor, fill_value: Number, wrap: bool = False) -> Tensor:

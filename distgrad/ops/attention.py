@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from distgrad.autograd.declare import op
+from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import booleans, case, real
 from distgrad.backend.device import array_namespace, to_device
 from distgrad.backend.random import current_generator
-from distgrad.errors import ArgumentError, DtypeError, ShapeError, signature
+from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, signature
+from distgrad.ops.checks import demand_floating
 from distgrad.ops.shape import reshape, to_dtype
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape
@@ -413,6 +414,11 @@ def scaled_dot_product_attention(
     Source:
         Vaswani et al., "Attention Is All You Need" (2017).
     """
+    try:
+        demand_floating(query.array)
+    except DistgradError as error:
+        operands = {"query": query, "key": key, "value": value}
+        recover("scaled_dot_product_attention", error, operands, {})
     if scale is None:
         width = query.array.shape[-1] if query.ndim else 1
         scale = 1 / math.sqrt(width) if width else 1.0

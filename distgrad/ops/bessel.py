@@ -15,7 +15,7 @@ from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
 __all__ = [
-    "bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "i0", "i0e", "i1", "i1e",
+    "airy_ai", "bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "i0", "i0e", "i1", "i1e",
     "modified_bessel_i0", "modified_bessel_i1", "modified_bessel_k0", "modified_bessel_k1",
     "scaled_modified_bessel_k0", "scaled_modified_bessel_k1", "spherical_bessel_j0",
 ]  # fmt: skip
@@ -156,6 +156,16 @@ def special_spherical_bessel_j0(xp: Namespace, input: Tensor) -> Array:
     return xp.where(zero, one, xp.sin(input) / xp.where(zero, one, input))
 
 
+# PyTorch's own Ai is off by up to 3e-6 between -4.6 and -2.
+@op("elementwise", samples=[*unary(positive), case(given([-9.0, -5.0, -1.5, 0.0, 7.0]))],
+    floats=True, method=False, reference="special.airy_ai")  # fmt: skip
+def special_airy_ai(xp: Namespace, input: Tensor) -> Array:
+    """Return the Airy function Ai; as in PyTorch without a gradient."""
+    refuse("c", "airy_ai", input)
+    return special.airy_ai(xp, input)
+
+
+airy_ai = special_airy_ai
 bessel_j0, bessel_j1 = special_bessel_j0, special_bessel_j1
 bessel_y0, bessel_y1 = special_bessel_y0, special_bessel_y1
 i0e, i1, i1e = special_i0e, special_i1, special_i1e

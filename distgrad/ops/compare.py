@@ -20,8 +20,8 @@ from distgrad.autograd.samples import (
     unary,
 )
 from distgrad.backend.device import array_namespace
-from distgrad.backend.dtype import result_type
-from distgrad.errors import ArgumentTypeError, DtypeError, ShapeError
+from distgrad.backend.dtype import bool_, checked_number, joint_type
+from distgrad.errors import ArgumentTypeError, DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Number, TensorLike
 
@@ -46,12 +46,13 @@ def _pairs() -> list[Sample]:
 
 def _ordered(*arrays: Array) -> None:
     if any(a.dtype.kind == "c" for a in arrays):
-        raise DtypeError("complex numbers have no order; compare .abs() or .real instead")
+        raise DtypeNotImplemented("complex numbers have no order; compare .abs() or .real instead")
 
 
 # ---------------------------------------------------------------------- choosing
 @op(
     "elementwise",
+    widens=False,
     samples=[
         case(booleans(3, 4), real(3, 4), real(3, 4)), case(booleans(3, 1), real(4), real()),
         case(booleans(20, 20), real(20, 20), real(1, 20)), case(booleans(), real(2), real(2)),
@@ -65,6 +66,8 @@ def _ordered(*arrays: Array) -> None:
 def where(xp: Namespace, condition: Tensor, input: TensorLike, other: TensorLike) -> Array:
     """Return ``input`` where ``condition`` is true, else ``other``; all three broadcast."""
     if condition.dtype != bool:  # type: ignore[comparison-overlap]
+        if condition.dtype == xp.uint8:
+            return xp.where(xp.not_equal(condition, 0), input, other)
         raise DtypeError(
             "where expected condition to be a boolean tensor, but got a tensor with dtype "
             f"{condition.dtype}; compare it with something or convert it with .bool()"
@@ -221,33 +224,57 @@ def clamp(input: Tensor, min: TensorLike | None = None, max: TensorLike | None =
 
     Gradient: it passes where the limits do not act, limits included; else it goes to the limit.
     """
+    _clampable("clamp", input, min, max)
     if min is None and max is None:
         raise ShapeError(
             f"clamp({input._brief()}): At least one of 'min' or 'max' must not be None"
         )
     limits = [m for m in (min, max) if m is not None]
-    if input.array.dtype.kind != "f" or any(isinstance(m, Tensor) for m in limits):
-        kind = result_type([m.array if isinstance(m, Tensor) else m for m in (input, *limits)])
-        if kind.is_complex:
-            raise DtypeError(f"clamp({input._brief()}): complex numbers have no order")
+    if input.array.dtype.kind != "f" or any(isinstance(m, Tensor | complex) for m in limits):
+        kind = joint_type([m.array if isinstance(m, Tensor) else m for m in (input, *limits)])
+        tensors = [m for m in limits if isinstance(m, Tensor)]
+        if kind.is_complex or (kind is bool_ and len(tensors) != 1):
+            why = "complex numbers have no order" if kind.is_complex else "bool has no limits"
+            raise DtypeNotImplemented(f"clamp({input._brief()}): {why}")
         input = input if input.array.dtype == kind.numpy else cast(input, kind.numpy)
-        if all(isinstance(m, Tensor) for m in limits):
+        if len(tensors) == len(limits):
             return clamp_tensor(input, _in_type(min, kind.numpy), _in_type(max, kind.numpy))
         min, max = (m.item() if isinstance(m, Tensor) else m for m in (min, max))
+        min, max = (m if m is None else checked_number(m, kind.numpy) for m in (min, max))
     return clamp_number(input, min, max)  # type: ignore[arg-type]
+
+
+def _clampable(name: str, input: Any, *limits: Any) -> None:
+    """Refuse what is neither a tensor nor, as a limit, a number or None."""
+    if not isinstance(input, Tensor):
+        raise ArgumentTypeError(
+            f"{name}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
+        )
+    for limit in limits:
+        if not isinstance(limit, Tensor | int | float | complex | None):
+            raise ArgumentTypeError(
+                f"{name}({input._brief()}): a limit must be Number or Tensor, not "
+                f"{type(limit).__name__}"
+            )
 
 
 def _in_type(limit: Any, dtype: Any) -> Any:
     return limit if limit is None or limit.array.dtype == dtype else cast(limit, dtype)
 
 
+@takes_out
 def clamp_min(input: Tensor, min: TensorLike) -> Tensor:
     """Return ``input`` with everything below ``min`` raised to it."""
+    if min is None:
+        raise ArgumentTypeError("clamp_min(): argument 'min' must be Number or Tensor, not None")
     return clamp(input, min)
 
 
+@takes_out
 def clamp_max(input: Tensor, max: TensorLike) -> Tensor:
     """Return ``input`` with everything above ``max`` lowered to it."""
+    if max is None:
+        raise ArgumentTypeError("clamp_max(): argument 'max' must be Number or Tensor, not None")
     return clamp(input, None, max)
 
 
@@ -260,41 +287,41 @@ as_method(in_place(clip, "clip_"))
 
 
 # ---------------------------------------------------------------------- comparisons
-@op("elementwise", samples=_pairs(), operator="==", inplace=True)
-def eq(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator="==", inplace=True)
+def eq(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input == other``."""
     return xp.equal(input, other)
 
 
-@op("elementwise", samples=_pairs(), operator="!=", inplace=True)
-def ne(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator="!=", inplace=True)
+def ne(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input != other``."""
     return xp.not_equal(input, other)
 
 
-@op("elementwise", samples=_pairs(), operator="<", inplace=True)
-def lt(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator="<", inplace=True)
+def lt(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input < other``."""
     _ordered(input, other)
     return xp.less(input, other)
 
 
-@op("elementwise", samples=_pairs(), operator="<=", inplace=True)
-def le(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator="<=", inplace=True)
+def le(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input <= other``."""
     _ordered(input, other)
     return xp.less_equal(input, other)
 
 
-@op("elementwise", samples=_pairs(), operator=">", inplace=True)
-def gt(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator=">", inplace=True)
+def gt(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input > other``."""
     _ordered(input, other)
     return xp.greater(input, other)
 
 
-@op("elementwise", samples=_pairs(), operator=">=", inplace=True)
-def ge(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+@op("elementwise", widens=False, samples=_pairs(), operator=">=", inplace=True)
+def ge(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
     """Return True where ``input >= other``."""
     _ordered(input, other)
     return xp.greater_equal(input, other)
@@ -309,6 +336,7 @@ for _name, _comparison in (
 
 
 @op(
+    widens=False,
     samples=[
         case(given([1.0, 2.0, float("inf")]), given([1.0, 2.1, float("inf")]), rtol=0.01),
         case(_SPECIAL, _SPECIAL, equal_nan=True), case(_SPECIAL, _SPECIAL),
@@ -326,6 +354,9 @@ def isclose(
     """Return True where ``|input - other| <= atol + rtol * |other|``, or where both are equal."""
     if input.dtype != other.dtype:
         raise DtypeError(f"{input.dtype} did not match {other.dtype}; convert one with .to(dtype)")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not tolerance >= 0:
+            raise ShapeError(f"{name} must be greater than or equal to zero, but got {tolerance}")
     close = input == other
     if input.dtype.kind in "biu":  # type: ignore[attr-defined]
         input, other = xp.astype(input, xp.float64), xp.astype(other, xp.float64)
@@ -348,6 +379,11 @@ def allclose(
 
 def equal(input: Tensor, other: Tensor) -> bool:
     """Return True when both tensors have the same shape and elements."""
+    for name, operand in (("input", input), ("other", other)):
+        if not isinstance(operand, Tensor):
+            raise ArgumentTypeError(
+                f"equal(): argument '{name}' must be Tensor, not {type(operand).__name__}"
+            )
     a, b = input.array, other.array
     return a.shape == b.shape and bool((a == b).all())
 
@@ -357,39 +393,39 @@ as_method(equal)
 
 
 # ---------------------------------------------------------------------- kinds of numbers
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isnan(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element is not a number."""
     return xp.not_equal(input, input)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isinf(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element is infinite."""
     return xp.isinf(input)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isfinite(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element is neither infinite nor nan."""
     return xp.isfinite(input)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isposinf(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element is plus infinity."""
     _ordered(input)
     return xp.isinf(input) & xp.greater(input, 0)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isneginf(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element is minus infinity."""
     _ordered(input)
     return xp.isinf(input) & xp.less(input, 0)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary()])
+@op("elementwise", widens=False, samples=[case(_SPECIAL), *unary()])
 def isreal(xp: Namespace, input: Tensor) -> Array:
     """Return True where an element has no imaginary part."""
     if input.dtype.kind == "c":  # type: ignore[attr-defined]
@@ -397,7 +433,11 @@ def isreal(xp: Namespace, input: Tensor) -> Array:
     return xp.ones(input.shape, bool)
 
 
-@op("elementwise", samples=[case(_SPECIAL), *unary(apart), case(integers(4, 5, low=-4))])
+@op(
+    "elementwise",
+    widens=False,
+    samples=[case(_SPECIAL), *unary(apart), case(integers(4, 5, low=-4))],
+)
 def signbit(xp: Namespace, input: Tensor) -> Array:
     """Return True where the sign is minus, that of -0.0 included."""
     _ordered(input)
@@ -435,7 +475,7 @@ def logical_not(xp: Namespace, input: Tensor) -> Array:
 def _bits(name: str, *arrays: Any, kinds: str = "biu") -> None:
     for array in arrays:
         if array.dtype.kind not in kinds:
-            raise DtypeError(
+            raise DtypeNotImplemented(
                 f'"{name}" not implemented for {array.dtype}; it takes integer and bool tensors'
             )
 

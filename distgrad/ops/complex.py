@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distgrad.autograd.declare import as_method, op
+from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.inplace import in_place
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import apart, case, integers, unary
-from distgrad.errors import DtypeError
-from distgrad.ops.elementwise import cos, mul, sin
+from distgrad.errors import ArgumentTypeError, DtypeError
+from distgrad.ops.elementwise import cos, is_complex, mul, sin
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
-__all__ = ["angle", "complex", "conj", "imag", "polar", "real"]
+__all__ = ["angle", "complex", "conj", "conj_physical", "imag", "polar", "real"]
 
 
 @op(
@@ -35,33 +37,38 @@ def complex(xp: Namespace, real: Tensor, imag: Tensor) -> Array:
     return out
 
 
+@takes_out
 def polar(abs: Tensor, angle: Tensor) -> Tensor:
-    """Return ``abs * exp(1j * angle)``."""
+    """Return ``abs * exp(1j * angle)``; both float32 or both float64."""
+    for name, part in (("abs", abs), ("angle", angle)):
+        if not isinstance(part, Tensor):
+            raise ArgumentTypeError(
+                f"polar(): argument '{name}' must be Tensor, not {type(part).__name__}"
+            )
+    if abs.array.dtype != angle.array.dtype or abs.array.dtype.kind != "f":
+        error = DtypeError("Expected both inputs to be float32 or both float64 tensors")
+        recover("polar", error, {"abs": abs, "angle": angle}, {})
     return complex(mul(abs, cos(angle)), mul(abs, sin(angle)))
 
 
-def _is_complex(x: Any) -> bool:
-    return bool((x.array if isinstance(x, Tensor) else x).dtype.kind == "c")
-
-
 @op("linear", samples=unary(), view=True, method=False,
-    d_input=lambda F, g, input: F.complex(g, F.zero(g)) if _is_complex(input) else g)  # fmt: skip
+    d_input=lambda F, g, input: F.complex(g, F.zero(g)) if is_complex(input) else g)  # fmt: skip
 def real(xp: Namespace, input: Tensor) -> Array:
     """Return the real parts, on the same memory."""
     array: Array = input
-    return xp.real(array) if _is_complex(array) else array[...]
+    return xp.real(array) if is_complex(array) else array[...]
 
 
 @op("linear", samples=[], view=True, method=False,
     d_input=lambda F, g: F.complex(F.zero(g), -g))  # fmt: skip
 def imag(xp: Namespace, input: Tensor) -> Array:
     """Return the imaginary parts of a complex tensor, on the same memory."""
-    if not _is_complex(input):
+    if not is_complex(input):
         raise DtypeError("imag is not implemented for tensors with non-complex dtypes.")
     return xp.imag(input)
 
 
-@op("linear", samples=unary(), method=False, d_input=lambda F, g: F.conj(g))
+@op("linear", widens=False, samples=unary(), method=False, d_input=lambda F, g: F.conj(g))
 def conj(xp: Namespace, input: Tensor) -> Array:
     """Return the complex conjugates."""
     return xp.conj(input)
@@ -81,10 +88,11 @@ def conj(input: Tensor) -> Tensor:  # type: ignore[no-redef]
 
 
 @op("elementwise", samples=[*unary(apart), case(integers(5, 3, low=-5))], floats=True,
+    jvp=lambda F, t_input, input: _turn(F, t_input, input),
     d_input=lambda F, g, input: _d_angle(F, g, input))  # fmt: skip
 def angle(xp: Namespace, input: Tensor) -> Array:
     """Return the angle of complex numbers; of real ones 0 or π by their sign."""
-    if _is_complex(input):
+    if is_complex(input):
         return xp.angle(input)
     half_turn = xp.where(
         xp.less(input, 0), xp.full((), math.pi, input.dtype), xp.zeros((), input.dtype)
@@ -93,13 +101,33 @@ def angle(xp: Namespace, input: Tensor) -> Array:
 
 
 def _d_angle(F: Any, g: Any, input: Any) -> Any:
-    if not _is_complex(input):
+    if not is_complex(input):
         return F.zero(g)
+    across = _across(F, g, input)
+    return F.complex(-across * F.imag(input), -across * F.real(input))
+
+
+def _turn(F: Any, t: Any, input: Any) -> Any:
+    """Return the change of the angle when ``t`` is added to ``input``."""
+    if not is_complex(input):
+        return F.zero(t)
+    return _across(F, F.imag(t * F.conj(input)), input)
+
+
+def _across(F: Any, x: Any, input: Any) -> Any:
+    """Return ``x / |input|²``, and 0 where ``input`` is 0."""
     size = F.abs(input)
-    g = F.where(size == 0, 0.0, g / (size * size))
-    return F.complex(-g * F.imag(input), -g * F.real(input))
+    return F.where(size == 0, 0.0, x / F.where(size == 0, 1.0, size * size))
+
+
+@takes_out
+def conj_physical(input: Tensor) -> Tensor:
+    """Return the complex conjugates; of a real tensor itself."""
+    return conj(input)
 
 
 as_method(conj)
+as_method(conj_physical)
+as_method(in_place(conj_physical, "conj_physical_"))
 Tensor.real = property(real)  # type: ignore[method-assign, assignment]
 Tensor.imag = property(imag)  # type: ignore[method-assign, assignment]

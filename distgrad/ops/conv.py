@@ -23,13 +23,14 @@ from typing import Any
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DistgradError, DtypeError, ShapeError, explain
-from distgrad.ops.shape import reshape, unsqueeze
+from distgrad.ops.checks import as_dtype, demand_floating, widened
+from distgrad.ops.shape import permute, reshape, unsqueeze
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "convolution",
+    "conv1d", "conv2d", "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "convolution",
 ]  # fmt: skip
 
 Pads = tuple[tuple[int, int], ...]
@@ -42,6 +43,19 @@ def _out_sizes(space: Shape, kernel: Shape, stride: Shape, pads: Pads, dilation:
         (n + sum(pad) - d * (k - 1) - 1) // s + 1
         for n, k, s, pad, d in zip(space, kernel, stride, pads, dilation, strict=True)
     )
+
+
+def _fitted(
+    pads: Pads, space: Shape, places: Shape, kernel: Shape, stride: Shape, dilation: Shape
+) -> Pads:
+    """Return ``pads`` with so much less at the end that there are only ``places`` windows.
+
+    A transposed convolution with output_padding may be longer than its input's windows reach.
+    """
+    if _out_sizes(space, kernel, stride, pads, dilation) == tuple(places):
+        return pads
+    each = zip(pads, space, places, kernel, stride, dilation, strict=True)
+    return tuple((a, (o - 1) * s + d * (k - 1) + 1 - n - a) for (a, _), n, o, k, s, d in each)
 
 
 def _columns(
@@ -105,7 +119,8 @@ def _convolve_input(
         swapped = xp.swapaxes(split, 1, 2).reshape(groups * w.shape[1], -1, *kernel)
         flipped = xp.flip(swapped, tuple(range(2, swapped.ndim)))
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        around = tuple((r - a, r - b) for r, (a, b) in zip(reach, pads, strict=True))
+        each = zip(reach, pads, space, g.shape[2:], strict=True)
+        around = tuple((r - a, n - places + a) for r, (a, _), n, places in each)
         return _convolve(xp, g, flipped, None, stride, around, dilation, groups)
     channels = w.shape[1] * groups
     rows = xp.swapaxes(split.reshape(groups, len(w) // groups, -1), 1, 2)
@@ -181,13 +196,22 @@ def convolution(
 @op(
     "multilinear",
     samples=[case(real(2, 4, 5), real(4, 3, 3), input_size=(5,), **_1D),
-             case(real(2, 2, 2, 6), real(2, 2, 3, 2), input_size=(5, 6), **_2D)],
+             case(real(2, 2, 2, 6), real(2, 2, 3, 2), input_size=(5, 6), **_2D),
+             case(real(1, 4, 3), real(4, 3, 3), input_size=(5,), **_1D)],
     method=False,
     reference="none",
-    d_grad=lambda F, g, weight, stride, padding, dilation, groups:
-        F.convolution(g, weight, None, stride, padding, dilation, groups),
+    d_grad=lambda F, g, weight, grad_shape, stride, padding, dilation, groups:
+        F.convolution(
+            g, weight, None, stride,
+            _fitted(padding, g.shape[2:], grad_shape[2:], weight.shape[2:], stride, dilation),
+            dilation, groups,
+        ),
     d_weight=lambda F, g, grad, weight_shape, stride, padding, dilation, groups:
-        F.convolution_weight(grad, g, weight_shape[2:], stride, padding, dilation, groups),
+        F.convolution_weight(
+            grad, g, weight_shape[2:], stride,
+            _fitted(padding, g.shape[2:], grad.shape[2:], weight_shape[2:], stride, dilation),
+            dilation, groups,
+        ),
 )  # fmt: skip
 def convolution_input(
     xp: Namespace, grad: Tensor, weight: Tensor, input_size: Shape, stride: Shape, padding: Pads,
@@ -275,6 +299,8 @@ def _check_operands(
             f"Given weight of size {kernel}, expected bias to be 1-dimensional with {out} "
             f"elements, but got bias of size {list(bias.shape)} instead"
         )
+    if dims < 3 or transposed or x.array.dtype == bool:
+        demand_floating(x.array, "int64", "complex64", "complex128")
     kinds = [t.array.dtype for t in (x, w, bias) if t is not None]
     if any(kind != kinds[0] for kind in kinds):
         names = " and ".join(map(str, kinds))
@@ -423,9 +449,12 @@ def _conv_transpose(
         raise explain(f"conv_transpose{dims}d", error, operands, options) from None
     pads = tuple((p, p) for p in each)
     x = input if input.ndim == dims + 2 else unsqueeze(input, 0)
-    out = convolution_input(x, weight, sizes, strides, pads, dilations, groups)
-    if bias is not None:
-        out = out + reshape(bias, (-1,) + (1,) * dims)
+    if bias is None:
+        out = convolution_input(x, weight, sizes, strides, pads, dilations, groups)
+    else:  # half precision is rounded once, after the bias
+        wide = widened(weight)
+        out = convolution_input(widened(x), wide, sizes, strides, pads, dilations, groups)
+        out = as_dtype(out + reshape(widened(bias), (-1,) + (1,) * dims), x.array.dtype)
     return out if input.ndim == dims + 2 else reshape(out, out.array.shape[1:])
 
 
@@ -488,3 +517,18 @@ def conv_transpose3d(
     return _conv_transpose(
         3, input, weight, bias, stride, padding, output_padding, groups, dilation
     )
+
+
+def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    """Return ``conv1d`` of sequences whose dimensions are (time, batch, channels).
+
+    Shape:
+        input: ``(T, N, C)``, weight: ``(K, C, O)``, bias: ``(O)``; result: ``(M, N, O)`` with
+        M = T + 2·pad - K + 1.
+    """
+    operands = {"input": input, "weight": weight, "bias": bias}
+    if (input.ndim, weight.ndim, bias.ndim) != (3, 3, 1):
+        error = ShapeError("Input and weight must have 3 dims: time, batch, channels; bias one")
+        raise explain("conv_tbc", error, operands, {"pad": pad})
+    out = conv1d(permute(input, (1, 2, 0)), permute(weight, (2, 1, 0)), bias, 1, pad)
+    return permute(out, (2, 0, 1))

@@ -1,7 +1,8 @@
-"""Tensors from data, sizes and ranges."""
+"""Tensors from data and from sizes."""
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,9 +11,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, cast
-from distgrad.autograd.inplace import assign, refuse_leaf
-from distgrad.autograd.mode import mode
-from distgrad.autograd.traced import Refused, is_traced
+from distgrad.autograd.outputs import into
 from distgrad.backend import dtype as _dtype
 from distgrad.backend.device import device as Device
 from distgrad.backend.device import (
@@ -22,7 +21,9 @@ from distgrad.backend.device import (
     namespace_of,
     to_device,
 )
+from distgrad.backend.dtype import checked_number
 from distgrad.backend.dtype import dtype as DType
+from distgrad.backend.layout import order_of, strided
 from distgrad.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,16 +32,15 @@ from distgrad.errors import (
     ShapeError,
 )
 from distgrad.ops import shape as _shapes
-from distgrad.tensor import Tensor, shared_of, wrap
-from distgrad.typing import Array, Number
+from distgrad.tensor import Tensor, wrap
+from distgrad.typing import Array
 
 __all__ = [
-    "arange", "as_tensor", "asarray", "empty", "empty_like", "eye", "from_dlpack",
-    "from_numpy", "full", "full_like", "linspace", "logspace", "ones", "ones_like",
-    "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
+    "as_tensor", "asarray", "empty", "empty_like", "empty_permuted", "empty_strided",
+    "from_dlpack", "from_numpy", "full", "full_like", "ones", "ones_like", "scalar_tensor",
+    "tensor", "zeros", "zeros_like",
 ]  # fmt: skip
 
-_range = range
 DeviceLike = Device | str | int | None
 
 
@@ -58,6 +58,39 @@ def finish(array: Array, place: Device, requires_grad: bool, name: str) -> Tenso
             )
         out.requires_grad = True
     return out
+
+
+def factory(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Give a function that makes tensors the keywords ``out``, ``layout`` and ``pin_memory``.
+
+    ``out`` decides the dtype; ``layout`` can only be ``strided``; ``pin_memory`` has no effect.
+    """
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(
+        *args: Any, out: Tensor | None = None, layout: Any = None, pin_memory: bool = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        strided_only(name, layout)
+        if out is None:
+            return function(*args, **options)
+        kind = numpy_dtype(options.get("dtype") or out.dtype, name)
+        if kind != out.array.dtype:
+            raise DtypeError(
+                f"{name}(out: {out._brief()}): dtype {kind} does not match dtype of out parameter "
+                f"({out.array.dtype}); leave dtype= away"
+            )
+        options |= {"dtype": out.dtype, "requires_grad": False}
+        return into(out, name, function, args, options)
+
+    return call
+
+
+def strided_only(name: str, layout: Any) -> None:
+    """Refuse layouts that tensors of this package do not have."""
+    if layout is not None and layout is not strided:
+        raise ShapeError(f"{name}(layout={layout!r}): tensors have the layout strided only")
 
 
 def placed(device: DeviceLike) -> Device:
@@ -84,9 +117,9 @@ def sizes_of(name: str, size: Any) -> tuple[int, ...]:
     if len(size) == 1 and isinstance(size[0], list | tuple):
         size = size[0]
     try:
-        found = tuple([n if type(n) is int else n.__index__() for n in size])
+        found = tuple([n if type(n) is int else _index(n) for n in size])
     except (AttributeError, TypeError):
-        wrong = next(n for n in size if not hasattr(n, "__index__"))
+        wrong = next(n for n in size if isinstance(n, bool) or not hasattr(n, "__index__"))
         raise ArgumentTypeError(
             f"{name}(size={tuple(size)!r}): argument 'size' must be tuple of ints, "
             f"not {type(wrong).__name__}"
@@ -96,6 +129,13 @@ def sizes_of(name: str, size: Any) -> tuple[int, ...]:
             f"{name}(size={found}): Dimension size must be non-negative; negative sizes are "
             "for reshape only"
         )
+    return found
+
+
+def _index(n: Any) -> int:
+    if isinstance(n, bool):
+        raise TypeError
+    found: int = n.__index__()
     return found
 
 
@@ -211,7 +251,7 @@ def _unfit(data: Any) -> Exception:
         return ArgumentTypeError("tensor(): new(): invalid data type 'str'; pass numbers")
     if isinstance(leaf, str):
         return ArgumentError("tensor(): too many dimensions 'str'; pass numbers")
-    if not isinstance(data, list | tuple | _range):
+    if not isinstance(data, list | tuple | range):
         if isinstance(data, int):
             return ArgumentError(
                 "tensor(): Overflow when unpacking long; it does not fit in 64 bits"
@@ -327,6 +367,7 @@ def from_dlpack(ext_tensor: Any) -> Tensor:
 
 
 # ---------------------------------------------------------------------- from sizes
+@factory
 def zeros(
     *sizes: Any,
     size: Sequence[int] | None = None,
@@ -345,6 +386,7 @@ def zeros(
     return _made("zeros", sizes if size is None else (size,), dtype, device, requires_grad)
 
 
+@factory
 def ones(
     *sizes: Any,
     size: Sequence[int] | None = None,
@@ -356,6 +398,7 @@ def ones(
     return _made("ones", sizes if size is None else (size,), dtype, device, requires_grad)
 
 
+@factory
 def empty(
     *sizes: Any,
     size: Sequence[int] | None = None,
@@ -375,6 +418,7 @@ def _made(name: str, size: Any, dtype: Any, device: DeviceLike, requires_grad: b
     return finish(make(sizes_of(name, size), numpy_dtype(dtype, name)), place, requires_grad, name)
 
 
+@factory
 def full(
     size: Sequence[int],
     fill_value: Any,
@@ -384,56 +428,121 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """Return a tensor of the given size filled with one value, whose kind decides the dtype."""
-    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
+    if not isinstance(size, Sequence) or isinstance(size, str):
+        raise ArgumentTypeError(
+            f"full(size={size!r}): argument 'size' must be tuple of ints, not {type(size).__name__}"
+        )
+    value = _filling("full", fill_value)
     kind = _kind_of(fill_value) if dtype is None else numpy_dtype(dtype, "full")
     place = placed(device)
-    array = namespace_of(place).full(sizes_of("full", (size,)), _fitting(value, kind), kind)
+    array = namespace_of(place).full(sizes_of("full", (size,)), checked_number(value, kind), kind)
     return finish(array, place, requires_grad, "full")
 
 
 def _kind_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.array.dtype
-    found: DType = _dtype.result_type([value])
+    found: DType = _dtype.joint_type([value])
     return found.numpy
 
 
-def _fitting(value: Any, kind: Any) -> Any:
-    """Return a number that NumPy takes for ``kind``: floats are cut for integers."""
-    if kind.kind in "iu" and isinstance(value, float):
-        return int(value)
-    return value.real if kind.kind == "f" and isinstance(value, complex) else value
+def _filling(name: str, value: Any) -> Any:
+    """Return the number to fill with, which may come as a 0-d tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.array.ndim:
+        raise ArgumentTypeError(
+            f"{name}(fill_value: {value._brief()}): argument 'fill_value' must be Number, "
+            "not Tensor"
+        )
+    return value.item()
+
+
+@factory
+def empty_strided(
+    size: Sequence[int],
+    stride: Sequence[int],
+    *,
+    dtype: Any = None,
+    device: DeviceLike = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Return memory of the given size, with ``stride`` elements between neighbours of each dim."""
+    shape, steps = sizes_of("empty_strided", (size,)), tuple(stride)
+    if len(shape) != len(steps) or min(steps, default=0) < 0:
+        raise ShapeError(
+            f"empty_strided(size={shape}, stride={steps}): dimensionality of sizes "
+            f"({len(shape)}) must match dimensionality of strides ({len(steps)}), none negative"
+        )
+    extent = 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    place, kind = placed(device), numpy_dtype(dtype, "empty_strided")
+    xp = namespace_of(place)
+    memory = xp.empty(extent if math.prod(shape) else 0, kind)
+    spaced = tuple(step * kind.itemsize for step in steps)
+    array = xp.lib.stride_tricks.as_strided(memory, shape, spaced)
+    return finish(array, place, requires_grad, "empty_strided")
+
+
+@factory
+def empty_permuted(
+    size: Sequence[int],
+    physical_layout: Sequence[int],
+    *,
+    dtype: Any = None,
+    device: DeviceLike = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Return memory of the given size without gaps, its dimensions in memory in the order given."""
+    shape, order = sizes_of("empty_permuted", (size,)), tuple(physical_layout)
+    if sorted(order) != list(range(len(shape))):
+        raise ShapeError(
+            f"empty_permuted(size={shape}, physical_layout={order}): Number of dimensions in size "
+            "does not match the physical_layout, or it has a duplicate dim; name each dim once"
+        )
+    place, kind = placed(device), numpy_dtype(dtype, "empty_permuted")
+    memory = namespace_of(place).empty([shape[d] for d in order], kind)
+    array = memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+    return finish(array, place, requires_grad, "empty_permuted")
 
 
 def zeros_like(
-    input: Tensor, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False,
-    memory_format: Any = None,
+    input: Tensor, *, dtype: Any = None, layout: Any = None, device: DeviceLike = None,
+    pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return zeros of the shape, dtype and device of ``input``."""
-    return _like("zeros_like", input, dtype, device, requires_grad)
+    return _like("zeros_like", input, dtype, layout, device, requires_grad, memory_format)
 
 
 def ones_like(
-    input: Tensor, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False,
-    memory_format: Any = None,
+    input: Tensor, *, dtype: Any = None, layout: Any = None, device: DeviceLike = None,
+    pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return ones of the shape, dtype and device of ``input``."""
-    return _like("ones_like", input, dtype, device, requires_grad)
+    return _like("ones_like", input, dtype, layout, device, requires_grad, memory_format)
 
 
 def empty_like(
-    input: Tensor, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False,
-    memory_format: Any = None,
+    input: Tensor, *, dtype: Any = None, layout: Any = None, device: DeviceLike = None,
+    pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return uninitialised memory of the shape, dtype and device of ``input``."""
-    return _like("empty_like", input, dtype, device, requires_grad)
+    return _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
 
 
-def _like(name: str, input: Tensor, dtype: Any, device: DeviceLike, requires_grad: bool) -> Tensor:
+def _like(
+    name: str, input: Tensor, dtype: Any, layout: Any, device: DeviceLike, requires_grad: bool,
+    memory_format: Any,
+) -> Tensor:  # fmt: skip
+    strided_only(name, layout)
     array = checked(name, input).array
     place = device_of(array) if device is None else placed(device)
     kind = array.dtype if dtype is None else numpy_dtype(dtype, name)
-    if type(array) is numpy.ndarray and place.type == "cpu":
+    order = order_of(memory_format, array.ndim)
+    if order is not None:
+        make = getattr(namespace_of(place), name.removesuffix("_like"))
+        inner = make([array.shape[d] for d in order], kind)
+        made = inner.transpose(sorted(range(len(order)), key=order.__getitem__))
+    elif type(array) is numpy.ndarray and place.type == "cpu":
         made = getattr(numpy, name)(array, kind)
     else:
         made = getattr(namespace_of(place), name.removesuffix("_like"))(array.shape, kind)
@@ -454,219 +563,26 @@ def full_like(
     fill_value: Any,
     *,
     dtype: Any = None,
+    layout: Any = None,
     device: DeviceLike = None,
+    pin_memory: bool = False,
     requires_grad: bool = False,
     memory_format: Any = None,
 ) -> Tensor:
     """Return ``fill_value`` in the shape, dtype and device of ``input``."""
-    out = _like("empty_like", input, dtype, device, requires_grad)
-    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
-    out.array[...] = _fitting(value, out.array.dtype)
+    out = _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
+    value = _filling("full_like", fill_value)
+    out.array[...] = checked_number(value, out.array.dtype)
     return out
 
 
+@factory
 def scalar_tensor(
     s: Any, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False
 ) -> Tensor:
     """Return a number as a zero-dimensional tensor of the default float or ``dtype``."""
     return full((), s, dtype=numpy_dtype(dtype, "scalar_tensor"), device=device,
                 requires_grad=requires_grad)  # fmt: skip
-
-
-# ---------------------------------------------------------------------- ranges
-def arange(
-    start: Any = None,
-    end: Any = None,
-    step: Any = 1,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Return the numbers from ``start`` (0) up to but without ``end`` in steps of ``step``.
-
-    int64 when all three are integers, else the default float.
-
-    Raises:
-        ShapeError: the step is zero, or leads away from ``end``.
-
-    Example:
-        >>> import distgrad as dg
-        >>> dg.arange(3), dg.arange(1, 2, 0.5)
-        (tensor([0, 1, 2]), tensor([1.0000, 1.5000]))
-    """
-    if end is None:
-        start, end = 0, start
-    elif start is None:
-        start = 0
-    if end is None:
-        raise ArgumentTypeError("arange(): missing 1 required positional argument: 'end'")
-    first, last, by = (_number(n, "arange") for n in (start, end, step))
-    whole = all(isinstance(n, int) for n in (first, last, by))
-    if dtype is None:
-        kind = numpy.dtype(numpy.int64) if whole else _dtype.default_float()
-    else:
-        kind = numpy_dtype(dtype, "arange")
-    if kind.kind in "iu" and not whole:
-        first, last, by = int(first), int(last), int(by)
-        whole = True
-    count = _steps(first, last, by)
-    place = placed(device)
-    xp = namespace_of(place)
-    if whole:
-        array = xp.arange(first, last, by, dtype=xp.int64).astype(kind, copy=False)
-    else:
-        array = (xp.arange(count, dtype=xp.float64) * by + first).astype(kind)
-    return finish(array, place, requires_grad, "arange")
-
-
-def _number(value: Any, name: str) -> Any:
-    value = value.item() if isinstance(value, Tensor | numpy.generic) else value
-    if not isinstance(value, int | float):
-        raise ArgumentTypeError(f"{name}(): must be real number, not {type(value).__name__}")
-    return value
-
-
-def _steps(first: Any, last: Any, by: Any) -> int:
-    if not by:
-        raise ShapeError("arange(step=0): step must be nonzero")
-    if not (math.isfinite(first) and math.isfinite(last)):
-        raise ShapeError(f"arange({first}, {last}): unsupported range: {first} -> {last}")
-    if (last - first) * by < 0:
-        raise ShapeError(
-            f"arange({first}, {last}, {by}): upper bound and larger bound inconsistent with step "
-            "sign; swap the bounds or change the sign of the step"
-        )
-    if isinstance(first, int) and isinstance(last, int) and isinstance(by, int):
-        return -((first - last) // by)
-    count: int = math.ceil((last - first) / by)
-    return count
-
-
-def range(  # the builtin is kept as _range
-    start: Any = 0,
-    end: Any = None,
-    step: Any = 1,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Return the numbers from ``start`` to ``end``, which is included.  Use ``arange``.
-
-    Warns: it is deprecated, as in PyTorch, because Python's range leaves out the end.
-    """
-    warnings.warn("range is deprecated: its end is included; use arange", stacklevel=2)
-    first, last, by = (_number(n, "range") for n in ((0, start, step) if end is None else
-                                                     (start, end, step)))  # fmt: skip
-    if not by or (last - first) * by < 0:
-        raise ShapeError(f"range({first}, {last}, {by}): the step does not lead to the end")
-    count = math.floor((last - first) / by) + 1
-    kind = numpy_dtype(dtype, "range")
-    place = placed(device)
-    xp = namespace_of(place)
-    array = (xp.arange(count, dtype=xp.float64) * by + first).astype(kind)
-    return finish(array, place, requires_grad, "range")
-
-
-def linspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Return ``steps`` numbers at equal distances from ``start`` to ``end``, both included."""
-    return _spaced("linspace", start, end, steps, None, dtype, device, requires_grad)
-
-
-def logspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    base: float = 10.0,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Return ``base`` to the power of ``steps`` equally distant numbers from start to end."""
-    return _spaced("logspace", start, end, steps, base, dtype, device, requires_grad)
-
-
-def _spaced(
-    name: str, start: Any, end: Any, steps: int, base: float | None, dtype: Any,
-    device: DeviceLike, requires_grad: bool,
-) -> Tensor:  # fmt: skip
-    first, last = _endpoint(start), _endpoint(end)
-    if steps < 0:
-        raise ShapeError(f"{name}(steps={steps}): number of steps must be non-negative")
-    kind = numpy_dtype(dtype, name)
-    if dtype is None and isinstance(first + last, complex):
-        kind = _dtype.get_default_dtype().to_complex().numpy
-    place = placed(device)
-    xp = namespace_of(place)
-    step = (last - first) / (steps - 1) if steps > 1 else 0
-    place_of = xp.arange(steps, dtype=xp.float64)
-    # counted from the nearer end, so that the last number is ``end`` itself
-    array = xp.where(
-        place_of < steps / 2, first + step * place_of, last - step * (steps - 1 - place_of)
-    )
-    if steps == 1:
-        array = xp.full(1, first)
-    if base is not None:
-        array = xp.power(base, array)
-    return finish(array.astype(kind), place, requires_grad, name)
-
-
-def _endpoint(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor | numpy.generic) else value
-
-
-def eye(
-    n: int,
-    m: int | None = None,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Return the matrix of ``n`` rows and ``m`` (``n``) columns with ones on its diagonal."""
-    for letter, value in (("n", n), ("m", m)):
-        if value is not None and value < 0:
-            raise ShapeError(
-                f"eye(n={n}, m={m}): {letter} must be greater or equal to 0, got {value}"
-            )
-    place = placed(device)
-    array = namespace_of(place).eye(n, m, dtype=numpy_dtype(dtype, "eye"))
-    return finish(array, place, requires_grad, "eye")
-
-
-def tril_indices(
-    row: int, col: int, offset: int = 0, *, dtype: Any = None, device: DeviceLike = None
-) -> Tensor:
-    """Return the row and column numbers on and below diagonal ``offset``, as a 2 × N tensor."""
-    return _triangle("tril_indices", numpy.tril_indices, row, col, offset, dtype, device)
-
-
-def triu_indices(
-    row: int, col: int, offset: int = 0, *, dtype: Any = None, device: DeviceLike = None
-) -> Tensor:
-    """Return the row and column numbers on and above diagonal ``offset``, as a 2 × N tensor."""
-    return _triangle("triu_indices", numpy.triu_indices, row, col, offset, dtype, device)
-
-
-def _triangle(
-    name: str, function: Callable[..., Any], row: int, col: int, offset: int, dtype: Any,
-    device: DeviceLike,
-) -> Tensor:  # fmt: skip
-    if row < 0 or col < 0:
-        raise ShapeError(f"{name}({row}, {col}): sizes must be non-negative")
-    kind = numpy.dtype(numpy.int64) if dtype is None else numpy_dtype(dtype, name)
-    array = numpy.stack(function(row, offset, col)).astype(kind, copy=False)
-    return finish(array, placed(device), False, name)
 
 
 # ---------------------------------------------------------------------- like this tensor
@@ -687,21 +603,25 @@ def new_tensor(
     )
 
 
+def _own(self: Tensor, dtype: Any, device: DeviceLike) -> tuple[Any, Any]:
+    """Return dtype and device, by default those of this tensor."""
+    return self.dtype if dtype is None else dtype, self.device if device is None else device
+
+
 def _new(name: str) -> Callable[..., Tensor]:
     def new(
         self: Tensor,
-        *size: Any,
+        *sizes: Any,
+        size: Sequence[int] | None = None,
         dtype: Any = None,
+        layout: Any = None,
         device: DeviceLike = None,
+        pin_memory: bool = False,
         requires_grad: bool = False,
     ) -> Tensor:
-        return _made(
-            name,
-            size,
-            self.dtype if dtype is None else dtype,
-            self.device if device is None else device,
-            requires_grad,
-        )
+        strided_only(f"new_{name}", layout)
+        kind, place = _own(self, dtype, device)
+        return _made(name, sizes if size is None else (size,), kind, place, requires_grad)
 
     new.__name__ = f"new_{name}"
     new.__doc__ = f"Return {name} of the given sizes in this tensor's dtype and on its device."
@@ -709,77 +629,28 @@ def _new(name: str) -> Callable[..., Tensor]:
 
 
 def new_full(
-    self: Tensor,
-    size: Sequence[int],
-    fill_value: Any,
-    *,
-    dtype: Any = None,
-    device: DeviceLike = None,
-    requires_grad: bool = False,
-) -> Tensor:
+    self: Tensor, size: Sequence[int], fill_value: Any, *, dtype: Any = None, layout: Any = None,
+    device: DeviceLike = None, pin_memory: bool = False, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
     """Return a tensor filled with one value, in this tensor's dtype and on its device."""
-    return full(
-        size,
-        fill_value,
-        dtype=self.dtype if dtype is None else dtype,
-        device=self.device if device is None else device,
-        requires_grad=requires_grad,
-    )
+    kind, place = _own(self, dtype, device)
+    return full(size, fill_value, dtype=kind, layout=layout, device=place,
+                requires_grad=requires_grad)  # fmt: skip
 
 
-for _function in (new_tensor, new_full, _new("zeros"), _new("ones"), _new("empty")):
-    as_method(_function)
+def new_empty_strided(
+    self: Tensor, size: Sequence[int], stride: Sequence[int], *, dtype: Any = None,
+    layout: Any = None, device: DeviceLike = None, pin_memory: bool = False,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return ``empty_strided`` in this tensor's dtype and on its device."""
+    kind, place = _own(self, dtype, device)
+    return empty_strided(size, stride, dtype=kind, layout=layout, device=place,
+                         requires_grad=requires_grad)  # fmt: skip
 
 
-# ---------------------------------------------------------------------- over what stands there
-def zero_(self: Tensor) -> Tensor:
-    """Fill this tensor with zeros and return it."""
-    refuse_leaf(self, "zero_")
-    if mode.grad and self.requires_grad:
-        return assign(self, _shapes.zero(self), "zero_")
-    try:
-        self.array.fill(0)
-    except Refused:
-        return assign(self, _shapes.zero(self), "zero_")
-    shared_of(self).bump()
-    return self
-
-
-def fill_(self: Tensor, value: Tensor | Number) -> Tensor:
-    """Fill this tensor with one value (a number or a 0-d tensor) and return it."""
-    refuse_leaf(self, "fill_")
-    tracked = isinstance(value, Tensor) and value.requires_grad
-    traced = is_traced((self,))
-    if isinstance(value, Tensor) or traced or (mode.grad and (self.requires_grad or tracked)):
-        return assign(self, _shapes.fill(self, value), "fill_")
-    self.array.fill(_fitting(value, self.array.dtype))
-    shared_of(self).bump()
-    return self
-
-
-def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Copy ``src`` into this tensor, with broadcasting and conversion, and return it."""
-    refuse_leaf(self, "copy_")
-    if not isinstance(src, Tensor):
-        raise ArgumentTypeError(
-            f"copy_(): argument 'other' (position 1) must be Tensor, not {type(src).__name__}"
-        )
-    if mode.grad and (self.requires_grad or src.requires_grad):
-        return assign(self, _shapes.copy(self, src), "copy_")
-    try:
-        same = type(src.array) is type(self.array)
-        self.array[...] = src.array if same else src.to(self.device).array
-    except Refused:
-        return assign(self, _shapes.copy(self, src), "copy_")
-    except ValueError as error:
-        raise ShapeError(
-            f"copy_({self._brief()}, src: {src._brief()}): The size of src does not broadcast to "
-            f"{list(self.array.shape)}; reshape or expand it first"
-        ) from error
-    shared_of(self).bump()
-    return self
-
-
-for _function in (zero_, fill_, copy_):
+for _function in (
+    new_tensor, new_full, new_empty_strided, _new("zeros"), _new("ones"), _new("empty"),
+):  # fmt: skip
     as_method(_function)
 del _function

@@ -12,6 +12,7 @@ from typing import Any
 from distgrad.autograd.declare import recover
 from distgrad.backend.device import array_namespace
 from distgrad.errors import DistgradError, ShapeError
+from distgrad.ops.checks import demand_full_precision
 from distgrad.ops.compare import where
 from distgrad.ops.elementwise import exp
 from distgrad.ops.join import cat, stack
@@ -56,6 +57,7 @@ def ctc_loss(
     single = log_probs.array.ndim == 2
     x = unsqueeze(log_probs, 1) if single else log_probs
     try:
+        demand_full_precision(x.array)
         labels, given, wanted = _read(x, targets, input_lengths, target_lengths, blank)
     except DistgradError as error:
         operands = {"log_probs": log_probs, "targets": targets}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from distgrad.autograd import engine
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import booleans, case, distinct, given, integers, real
-from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
+from distgrad.errors import ArgumentTypeError, DtypeNotImplemented, IndexOutOfRange, ShapeError
 from distgrad.ops.compare import logical_xor
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.index import select
 from distgrad.ops.join import cat
 from distgrad.ops.reduce import sum as sum_of
-from distgrad.ops.shape import clone, narrow, reshape, wrap_dim
+from distgrad.ops.shape import clone, dtype_of, narrow, reshape, wrap_dim
 from distgrad.tensor import Tensor
-from distgrad.typing import Array, Namespace
+from distgrad.typing import Array, Namespace, Number
 
 __all__ = [
-    "cummax", "cummin", "cumprod", "cumsum", "cumulative_trapezoid", "diff", "logcumsumexp",
-    "trapezoid", "trapz",
+    "cummax", "cummin", "cumprod", "cumsum", "cumulative_trapezoid", "diff", "gradient",
+    "logcumsumexp", "trapezoid", "trapz",
 ]  # fmt: skip
 
 
@@ -131,6 +134,25 @@ def cumprod(xp: Namespace, input: Tensor, dim: int, *, dtype: Any = None) -> Arr
 
 
 # ---------------------------------------------------------------------- logarithms of sums
+def _add_logs(F: Any, a: Any, b: Any) -> Any:
+    """Return ``log(exp(a) + exp(b))``, without overflow."""
+    if dtype_of(a).kind != "c":
+        return F.logaddexp(a, b)
+    larger = F.real(a) >= F.real(b)
+    high, low = F.where(larger, a, b), F.where(larger, b, a)
+    return F.where(F.real(low) == -math.inf, high, high + F.log(F.exp(low - high) + 1.0))
+
+
+def _cumulated_logs(xp: Namespace, x: Array, dim: int) -> Array:
+    if x.dtype.kind != "c":
+        return xp.scan(xp.logaddexp, x, dim)
+    F, out = engine.array_functions(xp), xp.array(x, copy=True)
+    rows = xp.moveaxis(out, dim, 0)
+    for i in range(1, len(rows)):  # in order, for the phase depends on it
+        rows[i] = _add_logs(F, rows[i - 1], rows[i])
+    return out
+
+
 def _d_logcumsumexp(xp: Namespace, g: Array, input: Array, out: Array, dim: int) -> Array:
     """Return Σ over i ≥ k of g[i]·exp(x[k] − out[i]), by logarithms for each sign of g."""
     if not input.ndim:
@@ -140,9 +162,11 @@ def _d_logcumsumexp(xp: Namespace, g: Array, input: Array, out: Array, dim: int)
 
     def part(share: Array) -> Array:
         logs = xp.log(share) - shift
-        sums = _from_the_end(xp, lambda x, d: xp.scan(xp.logaddexp, x, d), logs, place)
+        sums = _from_the_end(xp, lambda x, d: _cumulated_logs(xp, x, d), logs, place)
         return xp.exp(sums + input)
 
+    if out.dtype.kind == "c":
+        return part(g)
     nothing = g.dtype.type(0)
     return part(xp.maximum(g, nothing)) - part(xp.maximum(-g, nothing))
 
@@ -150,15 +174,15 @@ def _d_logcumsumexp(xp: Namespace, g: Array, input: Array, out: Array, dim: int)
 @op(
     samples=[case(real(3, 4), dim=1), case(real(2, 3, 2), dim=-3), case(real(), dim=0),
              case(given([800.0, -800.0, 801.0, 2.0]), dim=0), case(real(0, 3), dim=1)],
-    formula=lambda F, input, dim: _scan(F, input, dim, lambda a, b: F.logaddexp(a, b)),
+    formula=lambda F, input, dim: _scan(F, input, dim, lambda a, b: _add_logs(F, a, b)),
     d_input=_d_logcumsumexp,
 )  # fmt: skip
 def logcumsumexp(xp: Namespace, input: Tensor, dim: int) -> Array:
     """Return the logarithms of the cumulative sums of exp(``input``) along ``dim``."""
-    if input.dtype.kind not in "fV":  # type: ignore[attr-defined]
-        raise DtypeError(f"not implemented for {input.dtype}; convert it with .float() first")
+    if input.dtype.kind in "biu":  # type: ignore[attr-defined]
+        raise DtypeNotImplemented(f"not implemented for {input.dtype}; use .float() first")
     return _accumulated(
-        xp, lambda x, d, kind: xp.scan(xp.logaddexp, x.astype(kind, copy=False), d), input, dim
+        xp, lambda x, d, kind: _cumulated_logs(xp, x.astype(kind, copy=False), d), input, dim
     )
 
 
@@ -167,7 +191,7 @@ def _extremes(xp: Namespace, better: Any, x: Any, dim: int) -> tuple[Array, Arra
     """Return the cumulative extremes and the last index at which each was met; nan stays."""
     place = wrap_dim(dim, x.ndim)
     if x.dtype.kind == "c":
-        raise DtypeError("complex numbers have no order; use .abs() or .real first")
+        raise DtypeNotImplemented("complex numbers have no order; use .abs() or .real first")
     if not x.ndim:
         return xp.array(x, copy=True), xp.zeros((), "int64")
     values = xp.scan(better, x, place)
@@ -186,6 +210,7 @@ _EXTREMES = [
 
 
 @op(
+    widens=False,
     samples=[s for s in _EXTREMES if s is not _EXTREMES[4]],
     outputs=("values", "indices!"),
     d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(g, indices, input_shape, dim),
@@ -196,6 +221,7 @@ def cummax(xp: Namespace, input: Tensor, dim: int) -> tuple[Array, Array]:
 
 
 @op(
+    widens=False,
     samples=[s for s in _EXTREMES if s is not _EXTREMES[4]],
     outputs=("values", "indices!"),
     d_input=lambda F, g, indices, input_shape, dim: F.gather_backward(g, indices, input_shape, dim),
@@ -206,6 +232,7 @@ def cummin(xp: Namespace, input: Tensor, dim: int) -> tuple[Array, Array]:
 
 
 # ---------------------------------------------------------------------- differences and integrals
+@takes_out
 def diff(
     input: Tensor,
     n: int = 1,
@@ -237,6 +264,103 @@ def diff(
         start = min(1, out.array.shape[place])
         out = less(narrow(out, place, start, rest), narrow(out, place, 0, rest))
     return out
+
+
+def gradient(
+    input: Tensor,
+    *,
+    spacing: Number | Tensor | Sequence[Number | Tensor] | None = None,
+    dim: int | Sequence[int] | None = None,
+    edge_order: int = 1,
+) -> tuple[Tensor, ...]:
+    """Return estimates of the derivatives of the function that ``input`` samples, one for each dim.
+
+    Args:
+        spacing: the distance of neighbours (1), or one for each dimension, or for each a vector of
+            coordinates.
+        dim: the dimensions to differentiate along; by default all.
+        edge_order: the estimates at both ends use two points (1) or three (2).
+    """
+    try:
+        dims = _gradient_dims(input, spacing, dim, edge_order)
+    except Exception as error:
+        recover("gradient", error, {"input": input}, {"dim": dim, "edge_order": edge_order})
+    many = isinstance(spacing, list | tuple)
+    steps: Any = spacing if many else [1 if spacing is None else spacing] * len(dims)
+    return tuple(
+        _slope(input, _widths(step, many), d, edge_order)
+        for d, step in zip(dims, steps, strict=True)
+    )
+
+
+def _gradient_dims(input: Tensor, spacing: Any, dim: Any, edge_order: int) -> list[int]:
+    """Return the dimensions counted from the front, after checks of all arguments."""
+    shape = input.array.shape
+    dims = list(range(len(shape))) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = [wrap_dim(d, len(shape)) for d in dims]
+    if len(set(dims)) < len(dims):
+        raise ShapeError(f"a dim appears multiple times in the list of dims {dims}")
+    if edge_order not in (1, 2):
+        raise ShapeError("torch.gradient only supports edge_order=1 and edge_order=2.")
+    if isinstance(spacing, list | tuple):
+        if len(spacing) != len(dims):
+            raise ShapeError(
+                "expected spacing to be unspecified, a scalar, or a list of length "
+                f"{len(dims)}, but got a list of length {len(spacing)}"
+            )
+        for d, step in zip(dims, spacing, strict=True):
+            if isinstance(step, Tensor) and step.array.shape != (shape[d],):
+                raise ShapeError(
+                    "expected each element of spacing to have one dimension and the length "
+                    f"{shape[d]} of dimension {d}, but got {list(step.array.shape)}"
+                )
+    elif not isinstance(spacing, int | float | complex | Tensor | None):
+        raise ArgumentTypeError(f"spacing must be a number, not {type(spacing).__name__}")
+    if any(shape[d] <= edge_order for d in dims):
+        raise ShapeError("expected each dimension size to be at least edge_order+1")
+    return dims
+
+
+def _widths(step: Any, many: bool) -> Any:
+    """Return one distance, or the vector of distances between coordinates."""
+    return diff(step) if many and isinstance(step, Tensor) else step
+
+
+def _slope(y: Tensor, width: Any, dim: int, edge_order: int) -> Tensor:
+    """Return the derivative of ``y`` along ``dim``."""
+    n = y.array.shape[dim]
+    first, last = narrow(y, dim, 0, 1), narrow(y, dim, n - 1, 1)
+    second, before = narrow(y, dim, 1, 1), narrow(y, dim, n - 2, 1)
+    if isinstance(width, Tensor) and width.array.ndim:
+        along = [1] * y.array.ndim
+        along[dim] = -1
+        width = reshape(width, tuple(along))
+        low, high = narrow(width, dim, 0, n - 2), narrow(width, dim, 1, n - 2)
+        start, start_next = narrow(width, dim, 0, 1), narrow(width, dim, 1 if n > 2 else 0, 1)
+        end, end_next = narrow(width, dim, n - 2, 1), narrow(width, dim, n - 3 if n > 2 else 0, 1)
+        inner = (
+            narrow(y, dim, 0, n - 2) * (-high / (low * (low + high)))
+            + narrow(y, dim, 1, n - 2) * ((high - low) / (low * high))
+            + narrow(y, dim, 2, n - 2) * (low / (high * (low + high)))
+        )
+    else:
+        start = start_next = end = end_next = width
+        inner = (narrow(y, dim, 2, n - 2) - narrow(y, dim, 0, n - 2)) / (2 * width)
+    if edge_order == 1:
+        ends = (second - first) / start, (last - before) / end
+    else:
+        ends = (
+            _edge(first, second, narrow(y, dim, 2, 1), start, start_next),
+            -_edge(last, before, narrow(y, dim, n - 3, 1), end, end_next),
+        )
+    return cat([ends[0], inner, ends[1]], dim)
+
+
+def _edge(y0: Tensor, y1: Tensor, y2: Tensor, h1: Any, h2: Any) -> Tensor:
+    """Return the slope at the first of three points at distances ``h1`` and ``h2``."""
+    near: Tensor = y1 * ((h1 + h2) / (h1 * h2)) - y2 * (h1 / (h2 * (h1 + h2)))
+    slope: Tensor = near - y0 * ((2 * h1 + h2) / (h1 * (h1 + h2)))
+    return slope
 
 
 def _intervals(

@@ -1,29 +1,38 @@
 """Decompositions of matrices, for ``distgrad.linalg``.
 
 The last two dimensions are matrices; those before them are a batch.
+
+Note [Adjoints]
+    The gradient of a complex matrix stands in books, and in PyTorch, as dL/dx + i dL/dy, and its
+    rules are written with adjoints.  Inside a backward its conjugate travels (see ``engine``).
+    ``in_adjoints`` turns a rule of the first kind into one of the second; for real numbers both
+    are the same.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from distgrad.autograd.declare import op, recover
-from distgrad.autograd.samples import case, given, real
-from distgrad.errors import DistgradError, ShapeError
+from distgrad.autograd.declare import named_results, op, recover
+from distgrad.autograd.outputs import takes_out
+from distgrad.autograd.samples import case, real
+from distgrad.autograd.traced import Traced
+from distgrad.errors import DistgradError, DtypeError, DtypeNotImplemented, GradError, ShapeError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
-__all__ = ["LinAlgError", "cholesky", "eigh", "eigvalsh", "qr", "svd", "svdvals"]
+__all__ = ["LinAlgError", "eigh", "eigvalsh", "qr", "svd", "svdvals"]
 
 
 class LinAlgError(DistgradError, RuntimeError):
     """A matrix that a decomposition or a solution does not exist for."""
 
 
+# ---------------------------------------------------------------------- checks
 def check_square(a: Any, name: str = "A") -> None:
-    check_float(a)
-    if a.ndim < 2:
-        raise ShapeError(f"The input tensor {name} must have at least 2 dimensions.")
+    check_matrix(a, name)
     if a.shape[-1] != a.shape[-2]:
         raise ShapeError(
             f"{name} must be batches of square matrices, but they are {a.shape[-2]} by "
@@ -38,11 +47,10 @@ def check_matrix(a: Any, name: str = "A") -> None:
 
 
 def check_float(a: Any) -> None:
-    if a.dtype.kind not in "fc" or a.dtype.itemsize < 4:
-        raise LinAlgError(
-            "Expected a floating point or complex tensor (of 32 bits or more) as input. "
-            f"Got {a.dtype}"
-        )
+    if a.dtype.kind in "fV" and a.dtype.itemsize < 4:
+        raise DtypeNotImplemented(f"not implemented for {a.dtype}; convert with .float()")
+    if a.dtype.kind not in "fc":
+        raise DtypeError(f"Expected a floating point or complex tensor as input. Got {a.dtype}")
 
 
 _REASONS = {
@@ -62,73 +70,106 @@ def solved(xp: Namespace, function: Any, *args: Any) -> Any:
         raise LinAlgError(_REASONS.get(text, f"The algorithm failed to converge: {text}")) from None
 
 
-def _symmetric(xp: Namespace, a: Any) -> Any:
-    return (a + xp.swapaxes(a, -1, -2)) * 0.5
+# ---------------------------------------------------------------------- adjoints
+def raw(x: Any) -> Any:
+    """Return the array of a tensor, and an array as it is."""
+    return x.array if isinstance(x, Tensor) else x
 
 
-def _d_cholesky(F: Any, g: Any, out: Any, upper: bool) -> Any:
-    lower, g = (F.mT(out), F.mT(g)) if upper else (out, g)
-    inside = F.tril(F.matmul(F.mT(lower), g))
-    inside = inside - F.diag_embed(F.diagonal(inside, 0, -2, -1)) * 0.5
-    inverse = F.inv(lower)
-    found = F.matmul(F.mT(inverse), F.matmul(inside, inverse))
-    return (found + F.mT(found)) * 0.5
+def is_complex(x: Any) -> bool:
+    return bool(raw(x).dtype.kind == "c")
 
 
-_POSITIVE = given([[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]])
+def conj(F: Any, x: Any) -> Any:
+    return F.conj(x) if is_complex(x) else x
 
 
-@op(
-    samples=[case(_POSITIVE), case(_POSITIVE, upper=True)],
-    method=False,
-    node="LinalgCholeskyExBackward0",
-    reference="linalg.cholesky",
-    d_input=_d_cholesky,
-)
-def cholesky(xp: Namespace, input: Tensor, *, upper: bool = False) -> Array:
-    """Return the lower triangular L with ``L @ L.T = input`` (or the upper one, ``L.T``).
+def mH(F: Any, x: Any) -> Any:
+    """Return the adjoint of matrices."""
+    return F.conj(F.mT(x)) if is_complex(x) else F.mT(x)
 
-    Raises:
-        LinAlgError: a matrix is not positive definite.
 
-    Differs from PyTorch: both triangles of the input are read, and their mean is taken.
+def real_part(F: Any, x: Any) -> Any:
+    return F.real(x) if is_complex(x) else x
+
+
+def diagonal(F: Any, x: Any) -> Any:
+    return F.diagonal(x, 0, -2, -1)
+
+
+def in_adjoints(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a rule written with adjoints as the engine takes it; see Note [Adjoints].
+
+    It must ask for F, the gradient, and then the rest.
     """
-    check_square(input, "A")
-    lower = solved(xp, xp.linalg.cholesky, _symmetric(xp, input))
-    return xp.ascontiguousarray(xp.swapaxes(lower, -1, -2)) if upper else lower
+
+    @functools.wraps(rule)
+    def conjugating(F: Any, g: Any, *rest: Any) -> Any:
+        g = tuple(conj(F, part) for part in g) if isinstance(g, tuple) else conj(F, g)
+        found = rule(F, g, *rest)
+        if isinstance(found, tuple):
+            return tuple(None if part is None else conj(F, part) for part in found)
+        return conj(F, found)
+
+    return conjugating
 
 
+def check_phase(name: str, what: Any) -> None:
+    """Refuse a loss that depends on the phase of complex vectors: it has no derivative."""
+    values = raw(what)
+    if isinstance(values, Traced) or values.dtype.kind != "c":
+        return
+    if bool((abs(values.imag) > 1e-2 * abs(values.real) + 1e-2).any()):
+        raise GradError(
+            f"{name}: The vectors in the complex case are specified up to multiplication by "
+            "e^{i phi}. The specified loss function depends on this phase term, making it "
+            "ill-defined."
+        )
+
+
+def _gaps(F: Any, s: Any) -> Any:
+    """Return s_j - s_i, and 1 on the diagonal."""
+    ones = F.diag_embed(F.zero(s) + 1)
+    return F.unsqueeze(s, -2) - F.unsqueeze(s, -1) + ones
+
+
+def _without_diagonal(F: Any, x: Any) -> Any:
+    return x - F.diag_embed(diagonal(F, x))
+
+
+# ---------------------------------------------------------------------- QR
 def _d_qr(F: Any, g: Any, A: Any, Q: Any, R: Any) -> Any:
     g_q, g_r = g
     rows, columns = A.shape[-2:]
     if Q.ndim < 2 or Q.shape[-1] > min(rows, columns):
-        raise LinAlgError(
+        raise GradError(
             "The QR decomposition is not differentiable when mode='complete' and nrows > ncols, "
             "nor when mode='r'; use mode='reduced'"
         )
-    if rows < columns:  # A = Q [U, V]: U is square, V = Q.T @ Y
+    if rows < columns:  # A = Q [U, V]: U is square, V = Qᴴ Y
         y = F.narrow(A, -1, rows, columns - rows)
         g_v = F.narrow(g_r, -1, rows, columns - rows)
         square = F.narrow(R, -1, 0, rows)
-        g_x = _d_tall_qr(F, g_q + F.matmul(y, F.mT(g_v)), F.narrow(g_r, -1, 0, rows), Q, square)
+        g_x = _d_tall_qr(F, g_q + F.matmul(y, mH(F, g_v)), F.narrow(g_r, -1, 0, rows), Q, square)
         return F.cat([g_x, F.matmul(Q, g_v)], -1)
     return _d_tall_qr(F, g_q, g_r, Q, R)
 
 
 def _d_tall_qr(F: Any, g_q: Any, g_r: Any, q: Any, r: Any) -> Any:
-    inside = F.matmul(r, F.mT(g_r)) - F.matmul(F.mT(g_q), q)
+    inside = F.matmul(r, mH(F, g_r)) - F.matmul(mH(F, g_q), q)
     low = F.tril(inside, -1)
-    both = low + F.mT(low) + F.diag_embed(F.diagonal(inside, 0, -2, -1))
-    return F.matmul(g_q + F.matmul(q, both), F.mT(F.inv(r)))
+    both = low + mH(F, low) + F.diag_embed(real_part(F, diagonal(F, inside)))
+    return F.matmul(g_q + F.matmul(q, both), mH(F, F.inv(r)))
 
 
 @op(
     samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 4)), case(real(2, 3, 2))],
     outputs=("Q", "R"),
     method=False,
+    widens=False,
     node="LinalgQrBackward0",
     reference="linalg.qr",
-    d_A=_d_qr,
+    d_A=in_adjoints(_d_qr),
 )
 def qr(xp: Namespace, A: Tensor, mode: str = "reduced") -> Array:
     """Return Q with orthogonal columns and upper triangular R with ``A = Q @ R``.
@@ -149,103 +190,174 @@ def qr(xp: Namespace, A: Tensor, mode: str = "reduced") -> Array:
     return tuple(xp.linalg.qr(A, mode=mode))
 
 
-def _gaps(F: Any, s: Any) -> Any:
-    """Return 1 / (s_j - s_i), and 0 on the diagonal."""
-    gaps = F.unsqueeze(s, -2) - F.unsqueeze(s, -1)
-    ones = F.diag_embed(F.zero(s) + 1)
-    return (1 - ones) / (gaps + ones)
-
-
+# ---------------------------------------------------------------------- symmetric eigenvalues
 def _d_eigh(F: Any, g: Any, eigenvalues: Any, eigenvectors: Any) -> Any:
     g_l, g_v = g
-    inside = F.diag_embed(g_l) + F.matmul(F.mT(eigenvectors), g_v) * _gaps(F, eigenvalues)
-    found = F.matmul(eigenvectors, F.matmul(inside, F.mT(eigenvectors)))
-    return (found + F.mT(found)) * 0.5
+    inside = F.matmul(mH(F, eigenvectors), g_v)
+    check_phase("linalg_eigh_backward", diagonal(F, inside))
+    inside = (inside - mH(F, inside)) * 0.5 / _gaps(F, eigenvalues)
+    inside = _without_diagonal(F, inside) + F.diag_embed(g_l)
+    return F.matmul(eigenvectors, F.matmul(inside, mH(F, eigenvectors)))
+
+
+def _t_eigh(F: Any, A: Any, UPLO: str, t_A: Any) -> Any:
+    values, vectors = F.eigh(A, UPLO)
+    inside = F.matmul(mH(F, vectors), F.matmul(t_A, vectors))
+    turned = _without_diagonal(F, inside / _gaps(F, values))
+    return real_part(F, diagonal(F, inside)), F.matmul(vectors, turned)
+
+
+def _read_half(name: str, UPLO: str) -> str:
+    half = UPLO.upper() if isinstance(UPLO, str) else UPLO
+    if half not in ("L", "U"):
+        raise ShapeError(f"Expected UPLO argument to be 'L' or 'U', but got {UPLO}")
+    return half
 
 
 @op(
-    samples=[case(real(3, 3)), case(real(2, 2, 2))],
+    samples=[],  # one half is read, the gradient is symmetric: see tests/test_ops_decompose.py
     outputs=("eigenvalues", "eigenvectors"),
     method=False,
+    widens=False,
     node="LinalgEighBackward0",
-    reference=lambda torch, a: torch.linalg.eigh((a + a.mT) / 2),
-    d_A=_d_eigh,
+    jvp=_t_eigh,
+    d_A=in_adjoints(_d_eigh),
 )
 def eigh(xp: Namespace, A: Tensor, UPLO: str = "L") -> Array:
-    """Return the eigenvalues of symmetric matrices in ascending order, and the eigenvectors.
+    """Return the eigenvalues of symmetric (Hermitian) matrices in ascending order, and vectors.
 
-    Differs from PyTorch: both triangles are read, and their mean is taken; the gradient is
-    symmetric.
+    Args:
+        A: ``(*, n, n)``.
+        UPLO: which half is read, "L" (lower) or "U". The gradient is that of both.
     """
     check_square(A)
-    return tuple(solved(xp, xp.linalg.eigh, _symmetric(xp, A), UPLO))
+    half = _read_half("eigh", UPLO)
+    if not xp.size(A):
+        kind = xp.real(xp.zeros((), A.dtype)).dtype
+        return xp.zeros(A.shape[:-1], kind), xp.copy(A)
+    return tuple(solved(xp, xp.linalg.eigh, A, half))
 
 
-def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
-    """Return the eigenvalues of symmetric matrices in ascending order."""
-    return eigh(A, UPLO)[0]  # type: ignore[no-any-return]
+def _d_eigvalsh(F: Any, g: Any, A: Any, UPLO: str) -> Any:
+    vectors = F.eigh(A, UPLO)[1]
+    return F.matmul(vectors * F.unsqueeze(g, -2), mH(F, vectors))
 
 
+@op(
+    samples=[],  # as eigh
+    method=False,
+    widens=False,
+    node="LinalgEighBackward0",
+    jvp=lambda F, A, UPLO, t_A: _t_eigh(F, A, UPLO, t_A)[0],
+    d_A=in_adjoints(_d_eigvalsh),
+)
+def eigvalsh(xp: Namespace, A: Tensor, UPLO: str = "L") -> Array:
+    """Return the eigenvalues of symmetric (Hermitian) matrices in ascending order."""
+    check_square(A)
+    half = _read_half("eigvalsh", UPLO)
+    if not xp.size(A):
+        return xp.zeros(A.shape[:-1], xp.real(xp.zeros((), A.dtype)).dtype)
+    return solved(xp, xp.linalg.eigvalsh, A, half)
+
+
+# ---------------------------------------------------------------------- singular values
 def _d_svd(F: Any, g: Any, U: Any, S: Any, Vh: Any) -> Any:
     g_u, g_s, g_vh = g
-    u_part, v_part = F.matmul(F.mT(U), g_u), F.matmul(Vh, F.mT(g_vh))
-    gaps = _gaps(F, S * S)
+    n = S.shape[-1]
+    if U.shape[-1] > n:  # what lies beyond is not determined, so it carries no gradient
+        U, g_u = F.narrow(U, -1, 0, n), F.narrow(g_u, -1, 0, n)
+    if Vh.shape[-2] > n:
+        Vh, g_vh = F.narrow(Vh, -2, 0, n), F.narrow(g_vh, -2, 0, n)
+    u_part, v_part = F.matmul(mH(F, U), g_u), F.matmul(Vh, mH(F, g_vh))
+    u_part, v_part = u_part - mH(F, u_part), v_part - mH(F, v_part)
     row, column = F.unsqueeze(S, -2), F.unsqueeze(S, -1)
-    inside = F.diag_embed(g_s)
-    inside = inside + (u_part - F.mT(u_part)) * gaps * row
-    inside = inside + column * ((v_part - F.mT(v_part)) * gaps)
-    found = F.matmul(U, F.matmul(inside, Vh))
-    if U.shape[-2] > S.shape[-1]:
+    inside = (u_part * row + column * v_part) / _gaps(F, S * S)
+    if is_complex(U):
+        phase = diagonal(F, u_part)
+        check_phase("svd_backward", phase + diagonal(F, v_part))
+        inside = inside + F.diag_embed(phase / (S * 2))
+    found = F.matmul(U, F.matmul(inside + F.diag_embed(g_s), Vh))
+    if U.shape[-2] > n:
         rest = g_u / row
-        found = found + F.matmul(rest - F.matmul(U, F.matmul(F.mT(U), rest)), Vh)
-    if Vh.shape[-1] > S.shape[-1]:
+        found = found + F.matmul(rest - F.matmul(U, F.matmul(mH(F, U), rest)), Vh)
+    if Vh.shape[-1] > n:
         rest = g_vh / column
-        found = found + F.matmul(U, rest - F.matmul(F.matmul(rest, F.mT(Vh)), Vh))
+        found = found + F.matmul(U, rest - F.matmul(F.matmul(rest, mH(F, Vh)), Vh))
     return found
 
 
 @op(
-    samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 2, 3))],
+    samples=[
+        case(real(3, 3)),
+        case(real(4, 2), full_matrices=False),
+        case(real(2, 2, 3), full_matrices=False),
+    ],
     outputs=("U", "S", "Vh"),
     method=False,
+    widens=False,
     node="LinalgSvdBackward0",
     reference="none",  # the signs of singular vectors are LAPACK's choice
-    d_A=_d_svd,
+    d_A=in_adjoints(_d_svd),
 )
-def reduced_svd(xp: Namespace, A: Tensor) -> Array:
-    """Return U, the singular values in descending order, and Vh with ``A = U @ diag(S) @ Vh``."""
+def factors_of_svd(xp: Namespace, A: Tensor, full_matrices: bool = True) -> Array:
+    """Return U, the singular values S in descending order, and Vh with ``A = U @ diag(S) @ Vh``."""
     check_matrix(A)
-    return tuple(solved(xp, xp.linalg.svd, A, False))
+    return tuple(solved(xp, xp.linalg.svd, A, bool(full_matrices)))
 
 
-@op(samples=[case(real(3, 2)), case(real(2, 3))], outputs=("U!", "S!", "Vh!"), method=False,
-    reference="none")  # fmt: skip
-def full_svd(xp: Namespace, A: Tensor) -> Array:
-    """Return the singular value decomposition with square U and Vh; no gradient."""
-    check_matrix(A)
-    return tuple(solved(xp, xp.linalg.svd, A, True))
-
-
-def svd(A: Tensor, full_matrices: bool = True) -> Any:
+@takes_out
+def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None) -> Any:
     """Return U, the singular values S in descending order, and Vh with ``A = U @ diag(S) @ Vh``.
 
     Args:
         A: ``(*, m, n)``.
-        full_matrices: U and Vh are square; the columns beyond min(m, n) carry no gradient, so a
-            matrix that requires grad needs False unless it is square.
+        full_matrices: U and Vh are square; the columns beyond min(m, n) carry no gradient.
+        driver: for CUDA in PyTorch; must be None.
     """
-    rows, columns = A.array.shape[-2:] if A.array.ndim > 1 else (0, 0)
-    if full_matrices and rows != columns:
-        if A.requires_grad:
-            error = LinAlgError(
-                "svd_backward: the gradient of U and Vh with full_matrices=True is not defined; "
-                "use full_matrices=False"
-            )
-            recover("svd", error, {"A": A}, {"full_matrices": True})
-        return full_svd(A)
-    return reduced_svd(A)
+    _no_driver("svd", A, driver)
+    return _Svd(*factors_of_svd(A, full_matrices))
 
 
-def svdvals(A: Tensor) -> Tensor:
+_Svd = named_results("linalg_svd", ["U", "S", "Vh"])
+
+
+def _no_driver(name: str, A: Tensor, driver: str | None) -> None:
+    if driver is not None and not A.is_cuda:
+        error = ShapeError(
+            "keyword argument `driver=` is only supported on CUDA inputs with cuSOLVER backend."
+        )
+        recover(name, error, {"A": A}, {"driver": driver})
+
+
+def _d_svdvals(F: Any, g: Any, A: Any) -> Any:
+    u, _, vh = F.factors_of_svd(A, False)
+    return F.matmul(u * F.unsqueeze(g, -2), vh)
+
+
+@op(
+    samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 2, 3))],
+    method=False,
+    widens=False,
+    node="LinalgSvdBackward0",
+    reference="linalg.svdvals",
+    d_A=in_adjoints(_d_svdvals),
+)
+def singular_values(xp: Namespace, A: Tensor) -> Array:
     """Return the singular values in descending order."""
-    return reduced_svd(A)[1]  # type: ignore[no-any-return]
+    check_matrix(A)
+    if not xp.size(A):
+        kind = xp.real(xp.zeros((), A.dtype)).dtype
+        return xp.zeros((*A.shape[:-2], min(A.shape[-2:])), kind)
+    return solved(xp, lambda a: xp.linalg.svd(a, compute_uv=False), A)
+
+
+@takes_out
+def svdvals(A: Tensor, *, driver: str | None = None) -> Tensor:
+    """Return the singular values in descending order.
+
+    Args:
+        A: ``(*, m, n)``.
+        driver: for CUDA in PyTorch; must be None.
+    """
+    _no_driver("svdvals", A, driver)
+    return singular_values(A)

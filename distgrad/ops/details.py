@@ -9,17 +9,26 @@ import numpy
 
 from distgrad.autograd.declare import as_method, recover
 from distgrad.autograd.inplace import assign, refuse_leaf
-from distgrad.backend.device import CPU, to_device
-from distgrad.errors import ArgumentError, ShapeError
+from distgrad.autograd.outputs import takes_out
+from distgrad.backend.device import CPU, array_namespace, to_device
+from distgrad.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DtypeError,
+    DtypeNotImplemented,
+    IndexOutOfRange,
+    ShapeError,
+)
 from distgrad.ops.complex import complex as complex_
+from distgrad.ops.index import check_numbers
 from distgrad.ops.join import stack
 from distgrad.ops.scatter import scatter_reduce
-from distgrad.ops.shape import clone, expand, narrow, reshape, wrap_dim
+from distgrad.ops.shape import clone, expand, reshape, wrap_dim
 from distgrad.tensor import Tensor, wrap
 
 __all__ = [
-    "index_reduce", "is_complex", "is_floating_point", "is_signed", "is_tensor", "narrow_copy",
-    "numel", "unravel_index", "view_as_complex", "view_as_real",
+    "index_reduce", "is_complex", "is_floating_point", "is_signed", "is_tensor", "numel",
+    "unravel_index", "view_as_complex", "view_as_real",
 ]  # fmt: skip
 
 
@@ -48,11 +57,6 @@ def numel(input: Tensor) -> int:
     return input.numel()
 
 
-def narrow_copy(input: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """Return a copy of ``length`` entries from ``start`` along ``dim``."""
-    return clone(narrow(input, dim, start, length))
-
-
 def view_as_real(input: Tensor) -> Tensor:
     """Return real and imaginary parts as a last dimension of 2.
 
@@ -77,17 +81,23 @@ def view_as_complex(input: Tensor) -> Tensor:
 
 def unravel_index(indices: Tensor, shape: int | Sequence[int]) -> tuple[Tensor, ...]:
     """Return the coordinates, in a tensor of ``shape``, of places counted in one row."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if indices.array.dtype.kind not in "iu" or min(sizes, default=1) < 0:
-        error = ArgumentError("needs integer indices and sizes that are not negative")
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    error: Exception | None = None
+    if indices.array.dtype.kind not in "iu":
+        error = ArgumentTypeError(f"expected integer indices, but got {indices.array.dtype}")
+    elif min(sizes, default=1) < 0:
+        error = ArgumentError(f"'shape' cannot have negative values, but got {sizes}")
+    if error is not None:
         recover("unravel_index", error, {"indices": indices}, {"shape": sizes})
-    rest, found = indices.array, []
+    xp = array_namespace(indices.array)
+    rest, found = xp.astype(indices.array, xp.int64), []
     for size in reversed(sizes):
-        found.append(wrap(rest % size))
+        found.append(wrap(xp.asarray(rest % size)))
         rest = rest // size
     return tuple(reversed(found))
 
 
+@takes_out
 def index_reduce(
     input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *,
     include_self: bool = True,
@@ -102,6 +112,18 @@ def index_reduce(
         error = ShapeError(f"index_reduce(): Expected reduce to be prod, mean, amax or amin, got "
                            f"{reduce}")  # fmt: skip
         recover("index_reduce", error, {"input": input, "source": source}, {"dim": dim})
+    operands = {"input": input, "index": index, "source": source}
+    try:
+        place = wrap_dim(dim, input.array.ndim)
+        if input.array.dtype.kind in "bc":
+            raise DtypeNotImplemented(f"not implemented for {input.array.dtype}")
+        if input.array.dtype != source.array.dtype:
+            raise DtypeError("self and source must have the same scalar type")
+        if index.array.ndim > 1:
+            raise IndexOutOfRange("Index is supposed to be a vector; flatten it")
+        check_numbers(index.array, input.array.shape[place] if input.array.ndim else 1)
+    except Exception as error:
+        recover("index_reduce", error, operands, {"dim": dim, "reduce": reduce})
     place, shape = wrap_dim(dim, source.array.ndim), source.array.shape
     line = tuple(-1 if d == place else 1 for d in range(len(shape)))
     places = expand(reshape(index, line), shape)
@@ -144,6 +166,5 @@ def _map(self: Tensor, tensor: Tensor, callable: Callable[[Any, Any], Any]) -> T
 
 as_method(index_reduce)
 as_method(_index_reduce, "index_reduce_")
-as_method(narrow_copy)
 as_method(_apply, "apply_")
 as_method(_map, "map_")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import recover
-from distgrad.errors import ShapeError
+from distgrad.errors import ArgumentError, ShapeError
 from distgrad.ops.elementwise import mul
 from distgrad.ops.matmul import matmul
 from distgrad.ops.reduce import sum as sum_
@@ -45,6 +45,8 @@ def einsum(*args: Any) -> Tensor:
     """
     equation, operands = _arguments(args)
     try:
+        if not operands:
+            raise ArgumentError("must specify the equation string and at least one operand")
         shapes = tuple(o.array.shape for o in operands)
         inputs, output = read_equation(equation, tuple(map(len, shapes)))
         sizes = _sizes(inputs, shapes)
@@ -74,6 +76,8 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 # ---------------------------------------------------------------------- reading
 def _arguments(args: tuple[Any, ...]) -> tuple[str, list[Tensor]]:
     """Return the equation as text and the operands."""
+    if not args:
+        return "", []
     if isinstance(args[0], str):
         rest = args[1:]
         operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
@@ -86,6 +90,11 @@ def _arguments(args: tuple[Any, ...]) -> tuple[str, list[Tensor]]:
 
 
 def _written(numbers: Sequence[Any]) -> str:
+    for n in numbers:
+        if n is not Ellipsis and not 0 <= n < len(_LETTERS):
+            raise ArgumentError(
+                f"einsum(): subscript {n} in subscript list is not within the valid range [0, 52)"
+            )
     return "".join("..." if n is Ellipsis else _LETTERS[n] for n in numbers)
 
 

@@ -23,20 +23,19 @@ from distgrad.autograd.samples import (
 from distgrad.autograd.samples import positive as above_zero
 from distgrad.autograd.samples import real as real_
 from distgrad.autograd.traced import Traced
-from distgrad.errors import ArgumentTypeError, DtypeError, ShapeError
+from distgrad.backend.dtype import checked_number, complex128, float64
+from distgrad.errors import ArgumentTypeError, DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.tensor import Tensor
-from distgrad.typing import Array, Namespace, TensorLike
+from distgrad.typing import Array, Namespace, Number, TensorLike
 
 __all__ = [
     "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "arccos", "arccosh",
-    "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin", "asinh", "atan", "atan2", "atanh",
-    "ceil", "copysign", "cos", "cosh", "deg2rad", "div", "divide",
-    "exp", "exp2", "expm1", "fix", "float_power", "floor", "floor_divide", "fmod", "frac",
-    "frexp", "gcd", "heaviside", "hypot", "lcm", "ldexp", "lerp", "log", "log1p",
-    "log2", "log10", "logaddexp", "logaddexp2", "mul", "multiply", "nan_to_num", "neg",
-    "negative", "nextafter", "positive", "pow", "rad2deg", "reciprocal",
-    "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt",
-    "square", "sub", "subtract", "tan", "tanh", "true_divide", "trunc",
+    "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin", "asinh", "atan", "atan2",
+    "atanh", "cos", "cosh", "deg2rad", "div", "divide", "exp", "exp2", "expm1", "float_power",
+    "floor_divide", "fmod", "hypot", "lerp", "log", "log1p", "log2", "log10", "logaddexp",
+    "logaddexp2", "mul", "multiply", "nan_to_num", "neg", "negative", "positive", "pow",
+    "rad2deg", "reciprocal", "remainder", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin",
+    "sinh", "sqrt", "square", "sub", "subtract", "tan", "tanh", "true_divide",
 ]  # fmt: skip
 
 
@@ -48,11 +47,35 @@ def _whole(low: int = 1) -> list[Sample]:
     ]
 
 
+def is_complex(x: Any) -> bool:
+    """Return True for a complex array, or a tensor of complex numbers."""
+    return bool((x.array if isinstance(x, Tensor) else x).dtype.kind == "c")
+
+
 def refuse(kinds: str, name: str, *arrays: Any) -> None:
     """Raise for an array of one of the ``kinds`` of dtype that ``name`` does not take."""
     for array in arrays:
         if array.dtype.kind in kinds:
-            raise DtypeError(f'"{name}" not implemented for {array.dtype}; convert with .to(dtype)')
+            raise DtypeNotImplemented(
+                f'"{name}" not implemented for {array.dtype}; convert with .to(dtype)'
+            )
+
+
+def _no_bools(input: Any, other: Any) -> None:
+    kinds = [
+        "b" if isinstance(vars(t).get("_exact"), bool) else t.array.dtype.kind
+        for t in (input, other)
+    ]
+    if kinds == ["b", "b"]:
+        raise DtypeError(
+            "Subtraction, the `-` operator, with two bool tensors is not supported. "
+            "Use the `^` or `logical_xor()` operator instead."
+        )
+    if "b" in kinds:
+        raise DtypeError(
+            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying "
+            "to invert a mask, use the `~` or `logical_not()` operator instead."
+        )
 
 
 # ---------------------------------------------------------------------- arithmetic
@@ -66,7 +89,7 @@ def refuse(kinds: str, name: str, *arrays: Any) -> None:
 )
 def add(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1) -> Array:
     """Return ``input + alpha * other``."""
-    return xp.add(input, other if alpha == 1 else _scaled(other, alpha))
+    return xp.add(input, other if alpha == 1 else _scaled(xp, other, alpha))
 
 
 @op(
@@ -74,6 +97,7 @@ def add(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1
     samples=[*broadcast_pairs(), case(real_(3), real_(3), alpha=2.5), *_whole()],
     operator="-",
     inplace=True,
+    check=_no_bools,
     d_input=lambda g: g,
     d_other=lambda g, alpha: g * -alpha,
 )
@@ -81,26 +105,35 @@ def sub(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1
     """Return ``input - alpha * other``.
 
     Raises:
-        DtypeError: both are bool; use ``logical_xor``.
+        DtypeError: one of them is bool; use ``logical_xor`` or ``logical_not``.
     """
-    if input.dtype == bool:  # type: ignore[union-attr]
-        raise DtypeError(
-            "Subtraction, the `-` operator, with two bool tensors is not supported. "
-            "Use the `^` or `logical_xor()` operator instead."
-        )
-    return xp.subtract(input, other if alpha == 1 else _scaled(other, alpha))
+    return xp.subtract(input, other if alpha == 1 else _scaled(xp, other, alpha))
 
 
-def _scaled(other: Any, alpha: float) -> Any:
-    if isinstance(alpha, float) and other.dtype.kind in "iub":
+def _scaled(xp: Namespace, other: Any, alpha: Number) -> Any:
+    """Return ``other * alpha`` in the dtype of ``other``."""
+    kind = other.dtype.kind
+    if isinstance(alpha, bool) and kind != "b":
+        raise DtypeError("Boolean alpha only supported for Boolean results.")
+    if isinstance(alpha, float | complex) and kind in "iub":
         raise DtypeError(
             "For integral input tensors, argument alpha must not be a floating point number."
         )
-    return other * alpha
+    if isinstance(alpha, complex) and kind != "c":
+        raise DtypeError(
+            "For non-complex input tensors, argument alpha must not be a complex number."
+        )
+    if kind == "b":
+        return xp.logical_and(other, bool(alpha))
+    return xp.multiply(other, checked_number(alpha, other.dtype))
 
 
 def rsub(input: Tensor, other: TensorLike, *, alpha: float = 1) -> Tensor:
     """Return ``other - alpha * input``."""
+    if not isinstance(input, Tensor):
+        raise ArgumentTypeError(
+            f"rsub(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
+        )
     return sub(other, input, alpha=alpha)
 
 
@@ -136,7 +169,7 @@ true_divide = div
 
 
 def _no_zero_divisor(name: str, *arrays: Any) -> None:
-    refuse("b", name, arrays[-1])
+    refuse("bc", name, arrays[-1])
     if arrays[-1].dtype.kind in "iu" and bool((arrays[-1] == 0).any()):
         raise DtypeError("ZeroDivisionError: integers hold no infinity; convert to float first")
 
@@ -160,7 +193,7 @@ def floor_divide(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
     return xp.floor_divide(input, other)
 
 
-@op("elementwise", samples=_QUOTIENTS, method=False, node="DivBackward1",
+@op("elementwise", widens=False, samples=_QUOTIENTS, method=False, node="DivBackward1",
     reference=lambda torch, x, y: torch.div(x, y, rounding_mode="trunc"),
     d_input=lambda F, g: F.zero(g), d_other=lambda F, g: F.zero(g))  # fmt: skip
 def trunc_divide(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
@@ -272,8 +305,12 @@ def _d_base(F: Any, g: Any, input: Any, exponent: Any) -> Any:
 
 
 def _d_exponent(F: Any, g: Any, input: Any, exponent: Any, out: Any) -> Any:
-    flat = (input == 0) & (exponent >= 0)
+    flat = (input == 0) & _not_negative(F, exponent)
     return g * F.where(flat, 0.0, out * F.log(F.where(flat, 1.0, input)))
+
+
+def _not_negative(F: Any, x: Any) -> Any:
+    return (F.real(x) >= 0) & (F.imag(x) == 0) if is_complex(x) else x >= 0
 
 
 @op(
@@ -295,13 +332,23 @@ def pow(xp: Namespace, input: TensorLike, exponent: TensorLike) -> Array:
         ShapeError: an integer to a negative power.
     """
     base: Array = input
-    refuse("b", "pow", base)
     number = _constant(exponent)
     if number in _POWERS and base.ndim and base.dtype.kind == "f":
         return _POWERS[number](xp, base)
-    if number is None and base.dtype.kind == "i":
+    if base.dtype.kind == "b":
+        if not _is_number(exponent):
+            refuse("b", "pow", base)
+        return base | (not number)
+    if base.dtype.kind == "i" and (number is None or number < 0):
+        if _is_number(exponent):
+            raise ShapeError("Integers to negative integer powers are not allowed.")
         return _integer_power(xp, base, exponent)
     return xp.power(base, exponent)
+
+
+def _is_number(x: Any) -> bool:
+    """Return True for the array of a Python number: `scalar` makes it read-only."""
+    return not (x.ndim or getattr(x.flags, "writeable", True))
 
 
 def _integer_power(xp: Namespace, base: Any, exponent: Any) -> Array:
@@ -341,7 +388,7 @@ def float_power(input: TensorLike, exponent: TensorLike) -> Tensor:
     def wide(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        kind = complex if x.array.dtype.kind == "c" else float
+        kind = (complex128 if x.array.dtype.kind == "c" else float64).numpy
         return x if x.array.dtype == kind else cast(x, kind)
 
     if not isinstance(input, Tensor) and not isinstance(exponent, Tensor):
@@ -373,7 +420,8 @@ def rsqrt(xp: Namespace, input: Tensor) -> Array:
 
 # ---------------------------------------------------------------------- signs and rounding
 @op("elementwise", samples=[*unary(apart), case(integers(5, 4, low=-5))], operator="abs",
-    inplace=True, d_input=lambda F, g, input: g * _sgn_conj(F, input))  # fmt: skip
+    inplace=True, jvp=lambda F, t_input, input: _real(F, t_input * _sgn_conj(F, input)),
+    d_input=lambda F, g, input: g * _sgn_conj(F, input))  # fmt: skip
 def abs(xp: Namespace, input: Tensor) -> Array:
     """Return the absolute value."""
     refuse("b", "abs", input)
@@ -389,140 +437,30 @@ def sign(xp: Namespace, input: Tensor) -> Array:
 
 
 @op("elementwise", samples=[*unary(apart), case(integers(5, 4, low=-5))], inplace=True,
-    d_input=lambda F, g, input, out: _d_sgn(F, g, input, out))  # fmt: skip
+    jvp=lambda F, t_input, input: _turned(F, t_input, input),
+    d_input=lambda F, g, input: F.conj(_turned(F, F.conj(g), input)))  # fmt: skip
 def sgn(xp: Namespace, input: Tensor) -> Array:
     """Return the sign of each element; of a complex number its direction ``input / |input|``."""
-    if input.dtype == bool:  # type: ignore[comparison-overlap]
-        return xp.array(input, copy=True)
-    return xp.sign(input)
+    return xp.array(input, copy=True) if input.dtype == bool else xp.sign(input)  # type: ignore[comparison-overlap]
 
 
-def _d_sgn(F: Any, g: Any, input: Any, out: Any) -> Any:
-    dtype = (input.array if isinstance(input, Tensor) else input).dtype
-    if dtype.kind != "c":
-        return F.zero(g)
-    g = F.conj(g)
-    part = F.real(F.div(g, out))
-    return F.conj(F.where(out == 0, 0.0, (g - out * part) / F.abs(input)))
+def _turned(F: Any, t: Any, input: Any) -> Any:
+    """Return what ``t``, added to ``input``, adds to its direction: the part across it."""
+    if not is_complex(input):
+        return F.zero(t)
+    direction = F.sgn(input)
+    across = t - direction * F.real(t * F.conj(direction))
+    zero = input == 0
+    return F.where(zero, 0.0, across / F.where(zero, 1.0, F.abs(input)))
 
 
 def _sgn_conj(F: Any, input: Any) -> Any:
     direction = F.sgn(input)
-    dtype = (input.array if isinstance(input, Tensor) else input).dtype
-    return F.conj(direction) if dtype.kind == "c" else direction
+    return F.conj(direction) if is_complex(input) else direction
 
 
-def _rounding(xp: Namespace, name: str, function: Any, input: Any) -> Array:
-    refuse("bc", name, input)
-    return xp.array(input, copy=True) if input.dtype.kind in "iu" else function(input)
-
-
-@op("elementwise", samples=[*unary(apart), case(integers(5, 4))], inplace=True,
-    d_input=lambda F, g: F.zero(g))  # fmt: skip
-def floor(xp: Namespace, input: Tensor) -> Array:
-    """Return the largest whole number that is not above each element."""
-    return _rounding(xp, "floor", xp.floor, input)
-
-
-@op("elementwise", samples=[*unary(apart), case(integers(5, 4))], inplace=True,
-    d_input=lambda F, g: F.zero(g))  # fmt: skip
-def ceil(xp: Namespace, input: Tensor) -> Array:
-    """Return the smallest whole number that is not below each element."""
-    return _rounding(xp, "ceil", xp.ceil, input)
-
-
-@op("elementwise", samples=[*unary(apart), case(integers(5, 4))], inplace=True,
-    d_input=lambda F, g: F.zero(g))  # fmt: skip
-def trunc(xp: Namespace, input: Tensor) -> Array:
-    """Return each element with its fraction cut off."""
-    return _rounding(xp, "trunc", xp.trunc, input)
-
-
-@op("elementwise", samples=[case(between(0.6, 1.4, 3)), case(integers(5, 4)),
-                            case(given([1.234, -5.678]), decimals=2),
-                            case(given([123.0]), decimals=-1)],
-    inplace=True, d_input=lambda F, g: F.zero(g))  # fmt: skip
-def round(xp: Namespace, input: Tensor, *, decimals: int = 0) -> Array:
-    """Return each element rounded to ``decimals`` places; halves go to the even neighbour."""
-    if not decimals:
-        return _rounding(xp, "round", xp.rint, input)
-    refuse("biuc", "round", input)
-    ten = 10.0 ** math.fabs(decimals)
-    if decimals < 0:
-        return xp.rint(input / ten) * ten
-    return xp.rint(input * ten) / ten
-
-
-@op("elementwise", samples=unary(apart), inplace=True, d_input=lambda g: g)
-def frac(xp: Namespace, input: Tensor) -> Array:
-    """Return the fraction of each element, with its sign."""
-    refuse("biuc", "frac", input)
-    return xp.subtract(input, xp.trunc(input))
-
-
-@op("elementwise", samples=broadcast_pairs(apart, apart), floats=True, inplace=True,
-    d_input=lambda F, g, input, out: g * F.where(input == 0, 0.0, out / input),
-    d_other=lambda F, g: F.zero(g))  # fmt: skip
-def copysign(xp: Namespace, input: Tensor, other: TensorLike) -> Array:
-    """Return the magnitude of ``input`` with the sign of ``other``."""
-    return xp.copysign(input, other)
-
-
-@op("elementwise", samples=[case(given([-1.5, 0.0, 2.0]), real_(3))], promote=(), inplace=True)
-def heaviside(xp: Namespace, input: Tensor, values: Tensor) -> Array:
-    """Return 0 below zero, 1 above, and ``values`` at zero; both of one dtype."""
-    refuse("c", "heaviside", input)
-    if input.dtype != values.dtype:
-        raise DtypeError("heaviside is not yet implemented for tensors with different dtypes.")
-    step = xp.astype(xp.greater(input, 0), input.dtype)
-    return xp.where(xp.equal(input, 0), values, step)
-
-
-@op("elementwise", samples=broadcast_pairs(), inplace=True)
-def nextafter(xp: Namespace, input: Tensor, other: Tensor) -> Array:
-    """Return the number next to ``input`` in the direction of ``other``."""
-    refuse("biu", "nextafter", input)
-    return xp.nextafter(input, other)
-
-
-@op(samples=[case(above_zero(3))], outputs=("mantissa", "exponent!"),
-    d_input=lambda F, g, exponent: F.ldexp_core(g, exponent, -1))  # fmt: skip
-def frexp(xp: Namespace, input: Tensor) -> tuple[Array, Array]:
-    """Return mantissa in [0.5, 1) and int32 exponent: ``input == mantissa * 2 ** exponent``."""
-    refuse("biuc", "frexp", input)
-    mantissa, exponent = xp.frexp(input)
-    return mantissa, exponent
-
-
-@op("elementwise", samples=[case(real_(3), integers(5, 3))], method=False, promote=(),
-    reference=lambda torch, x, n: torch.ldexp(x, n),
-    d_input=lambda F, g, other, sign: F.ldexp_core(g, other, sign))  # fmt: skip
-def ldexp_core(xp: Namespace, input: Tensor, other: Tensor, sign: int = 1) -> Array:
-    """Return ``input * 2 ** (sign * other)`` for integers ``other``."""
-    refuse("bc", "ldexp", other)
-    return xp.ldexp(input, xp.astype(xp.multiply(other, sign), xp.int32))
-
-
-@takes_out
-def ldexp(input: Tensor, other: Tensor) -> Tensor:
-    """Return ``input * 2 ** other``."""
-    if input.array.dtype.kind == "f" and other.array.dtype.kind in "biu":
-        return ldexp_core(input, other)
-    return mul(input, pow(2.0, other))
-
-
-@op("elementwise", samples=[case(integers(20, 3, 4), integers(9, 4))], inplace=True)
-def gcd(xp: Namespace, input: Tensor, other: Tensor) -> Array:
-    """Return the greatest common divisors of integers."""
-    refuse("fcVb", "gcd", input)
-    return xp.gcd(input, other)
-
-
-@op("elementwise", samples=[case(integers(20, 3, 4), integers(9, 4))], inplace=True)
-def lcm(xp: Namespace, input: Tensor, other: Tensor) -> Array:
-    """Return the least common multiples of integers."""
-    refuse("fcVb", "lcm", input)
-    return xp.lcm(input, other)
+def _real(F: Any, x: Any) -> Any:
+    return F.real(x) if is_complex(x) else x
 
 
 # ---------------------------------------------------------------------- exponentials
@@ -581,7 +519,12 @@ def log1p(xp: Namespace, input: Tensor) -> Array:
 def logaddexp(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return ``log(exp(input) + exp(other))``, without overflow."""
     refuse("biu", "logaddexp", input)
-    return xp.logaddexp(input, other)
+    if not is_complex(input):
+        return xp.logaddexp(input, other)
+    first = xp.greater_equal(xp.real(input), xp.real(other))
+    high, low = xp.where(first, input, other), xp.where(first, other, input)
+    same = xp.equal(high, low)  # two infinities have no difference
+    return high + xp.log1p(xp.exp(xp.where(same, 0, low - xp.where(same, 0, high))))
 
 
 @op("elementwise", samples=broadcast_pairs(),
@@ -589,7 +532,7 @@ def logaddexp(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     d_other=lambda F, g, other, out: g * F.exp2(other - out))  # fmt: skip
 def logaddexp2(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return ``log2(2 ** input + 2 ** other)``, without overflow."""
-    refuse("biu", "logaddexp2", input)
+    refuse("biuc", "logaddexp2", input)
     return xp.logaddexp2(input, other)
 
 
@@ -648,6 +591,7 @@ def atan(xp: Namespace, input: Tensor) -> Array:
     d_other=lambda g, input, other: g * (-input / (input * input + other * other)))  # fmt: skip
 def atan2(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the angle of the point (x = ``other``, y = ``input``), from -π to π."""
+    refuse("c", "atan2", input)
     return xp.arctan2(input, other)
 
 
@@ -736,9 +680,10 @@ def addcmul(
     xp: Namespace, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
 ) -> Array:
     """Return ``input + value * tensor1 * tensor2``."""
+    refuse("b", "addcmul", input)
     product = xp.multiply(tensor1, tensor2)
     if value != 1:
-        product = product * (int(value) if input.dtype.kind in "iu" else value)  # type: ignore[attr-defined]
+        product = xp.multiply(product, checked_number(value, input.dtype))  # type: ignore[arg-type]
     return xp.add(input, product)
 
 
@@ -778,6 +723,8 @@ def lerp(xp: Namespace, input: Tensor, end: Tensor, weight: TensorLike) -> Array
     """Return ``input + weight * (end - input)``; all of one floating point dtype."""
     refuse("biu", "lerp", input)
     step: Array = weight
+    if not step.ndim and step.dtype != input.dtype:  # a tensor of one number is a number
+        step = xp.astype(step, input.dtype)
     for name, array in (("end", end), ("weight", step)):
         if array.dtype != input.dtype:
             raise DtypeError(f"expected dtype {input.dtype} for `{name}` but got {array.dtype}")
@@ -810,16 +757,19 @@ def nan_to_num(
 # ---------------------------------------------------------------------- other names
 absolute, negative, subtract, multiply, divide = abs, neg, sub, mul, div
 arcsin, arccos, arctan, arctan2 = asin, acos, atan, atan2
-arcsinh, arccosh, arctanh, fix = asinh, acosh, atanh, trunc
+arcsinh, arccosh, arctanh = asinh, acosh, atanh
 
 for _name, _function in (
     ("absolute", abs), ("negative", neg), ("subtract", sub), ("multiply", mul), ("divide", div),
     ("true_divide", true_divide), ("arcsin", asin), ("arccos", acos), ("arctan", atan),
-    ("arctan2", atan2), ("arcsinh", asinh), ("arccosh", acosh), ("arctanh", atanh), ("fix", trunc),
-    ("div", div), ("float_power", float_power), ("ldexp", ldexp),
+    ("arctan2", atan2), ("arcsinh", asinh), ("arccosh", acosh), ("arctanh", atanh), ("div", div),
+    ("float_power", float_power),
 ):  # fmt: skip
     as_method(_function, _name)
     as_method(in_place(_function, f"{_name}_"))
+as_method(rsub)
+for _name in ("div", "idiv", "rdiv"):
+    setattr(Tensor, f"__{_name}__", getattr(Tensor, f"__{_name.replace('div', 'truediv')}__"))
 as_method(positive)
 as_method(positive, "__pos__")
 del _name, _function

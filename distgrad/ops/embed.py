@@ -16,6 +16,7 @@ from distgrad.errors import (
     ShapeError,
     explain,
 )
+from distgrad.ops.checks import demand_floating
 from distgrad.ops.compare import where
 from distgrad.ops.index import index_select
 from distgrad.ops.reduce import amax
@@ -65,6 +66,7 @@ def _row_scale(xp: Namespace, index: Array, dtype: Any) -> Array:
 
 @op(
     "multilinear",
+    widens=False,
     samples=[case(given([[1, 2, 4], [4, 3, 1]]), real(5, 3)), case(integers(5), real(5, 3)),
              case(given([1, 0, 1]), real(4, 2), padding_idx=-1, max_norm=100.0),
              case(given([1, 0, 3]), real(4, 2), scale_grad_by_freq=True)],
@@ -169,6 +171,7 @@ def embedding_backward_transposed(
 
 
 @op(
+    widens=False,
     samples=[case(given([[0, 2], [1, 1]])), case(given([0, 1]), num_classes=4)],
     method=False,
     reference="nn.functional.one_hot",
@@ -232,6 +235,7 @@ def embedding_bag(
     try:
         index, inside = _bags(input, offsets, include_last_offset)
         _check_bags(input, mode, per_sample_weights)
+        demand_floating(weight.array)
         padding_idx = _positive_padding(padding_idx, len(weight.array))
     except DistgradError as error:
         operands = {"input": input, "weight": weight, "offsets": offsets}

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import convert, op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.backend.dtype import as_numpy, default_float
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError
 from distgrad.ops.arrange import constant_pad_nd, roll
-from distgrad.ops.create import arange
+from distgrad.ops.create import factory
+from distgrad.ops.ranges import arange
 from distgrad.ops.shape import narrow, wrap_dim, wrap_dims
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape
@@ -27,6 +29,8 @@ __all__ = [
 
 _OTHER = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 _TWO = (-2, -1)
+
+Sizes = int | Sequence[int] | None
 
 
 # ---------------------------------------------------------------------- the three operations
@@ -94,11 +98,10 @@ def _norm(norm: str | None) -> str:
     return norm or "backward"
 
 
-def _plan(
-    input: Tensor, s: Sequence[int] | None, dim: Sequence[int] | None
-) -> tuple[tuple[int, ...], list[int]]:
+def _plan(input: Tensor, s: Sizes, dim: Sizes) -> tuple[tuple[int, ...], list[int]]:
     """Return the dimensions and the lengths of the transform along them."""
     shape = input.array.shape
+    s, dim = ((n,) if isinstance(n, int) else n for n in (s, dim))
     if dim is None:
         count = len(shape) if s is None else len(s)
         if count > len(shape):
@@ -189,7 +192,8 @@ def _from_half(
         dims, sizes = _plan(input, s, dim)
         if not dims:
             raise ShapeError(f"{name} must transform at least one axis")
-        n = 2 * (sizes[-1] - 1) if s is None or s[-1] == -1 else s[-1]
+        last = s if s is None or isinstance(s, int) else s[-1]
+        n = 2 * (sizes[-1] - 1) if last in (None, -1) else last
         _check_sizes([*sizes, n])
     except DistgradError as error:
         recover(name, error, {"input": input}, {"s": s, "dim": dim, "norm": norm})
@@ -204,6 +208,7 @@ def _one(n: int | None) -> tuple[int, ...] | None:
 
 
 # ---------------------------------------------------------------------- one dimension
+@takes_out
 def fft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the transform Σ x_j exp(-2πijk/n) along ``dim``.
 
@@ -219,108 +224,113 @@ def fft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = N
     return _complex("fft", input, _one(n), (dim,), norm, True)
 
 
+@takes_out
 def ifft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the inverse of ``fft`` along ``dim``."""
     return _complex("ifft", input, _one(n), (dim,), norm, False)
 
 
+@takes_out
 def rfft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the first n//2 + 1 elements of ``fft`` of real numbers; the others mirror them."""
     return _to_half("rfft", input, _one(n), (dim,), norm, True)
 
 
+@takes_out
 def irfft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the inverse of ``rfft``: ``n`` real numbers (by default an even number)."""
     return _from_half("irfft", input, _one(n), (dim,), norm, False)
 
 
+@takes_out
 def hfft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the real ``fft`` of a Hermitian signal of which one half is given."""
     return _from_half("hfft", input, _one(n), (dim,), norm, True)
 
 
+@takes_out
 def ihfft(input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """Return the inverse of ``hfft``: one half of a Hermitian signal."""
     return _to_half("ihfft", input, _one(n), (dim,), norm, False)
 
 
 # ---------------------------------------------------------------------- several dimensions
-Sizes = Sequence[int] | None
 
 
+@takes_out
 def fftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return ``fft`` along each of the dimensions ``dim`` (by default all, or the last len(s))."""
     return _complex("fftn", input, s, dim, norm, True)
 
 
+@takes_out
 def ifftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return the inverse of ``fftn``."""
     return _complex("ifftn", input, s, dim, norm, False)
 
 
+@takes_out
 def rfftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return ``fftn`` of real numbers, of the last dimension one half."""
     return _to_half("rfftn", input, s, dim, norm, True)
 
 
+@takes_out
 def irfftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return the inverse of ``rfftn``."""
     return _from_half("irfftn", input, s, dim, norm, False)
 
 
+@takes_out
 def hfftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return the real ``fftn`` of a Hermitian signal, of whose last dimension one half is given."""
     return _from_half("hfftn", input, s, dim, norm, True)
 
 
+@takes_out
 def ihfftn(input: Tensor, s: Sizes = None, dim: Sizes = None, norm: str | None = None) -> Tensor:
     """Return the inverse of ``hfftn``."""
     return _to_half("ihfftn", input, s, dim, norm, False)
 
 
-def fft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def fft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return ``fftn`` along two dimensions."""
     return _complex("fft2", input, s, dim, norm, True)
 
 
-def ifft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def ifft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return the inverse of ``fft2``."""
     return _complex("ifft2", input, s, dim, norm, False)
 
 
-def rfft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def rfft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return ``rfftn`` along two dimensions."""
     return _to_half("rfft2", input, s, dim, norm, True)
 
 
-def irfft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def irfft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return the inverse of ``rfft2``."""
     return _from_half("irfft2", input, s, dim, norm, False)
 
 
-def hfft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def hfft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return ``hfftn`` along two dimensions."""
     return _from_half("hfft2", input, s, dim, norm, True)
 
 
-def ihfft2(
-    input: Tensor, s: Sizes = None, dim: Sequence[int] = _TWO, norm: str | None = None
-) -> Tensor:
+@takes_out
+def ihfft2(input: Tensor, s: Sizes = None, dim: Sizes = _TWO, norm: str | None = None) -> Tensor:
     """Return the inverse of ``hfft2``."""
     return _to_half("ihfft2", input, s, dim, norm, False)
 
 
 # ---------------------------------------------------------------------- frequencies and order
+@factory
 def fftfreq(
     n: int, d: float = 1.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -336,6 +346,7 @@ def fftfreq(
     return _scaled(numbers, n, d, requires_grad)
 
 
+@factory
 def rfftfreq(
     n: int, d: float = 1.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:

@@ -19,9 +19,7 @@ from distgrad.errors import DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.index_reader import ALL, IndexReader, beyond
 from distgrad.ops.shape import (
     broadcast_tensors,
-    clone,
     copy,
-    diagonal,
     expand,
     narrow,
     reshape,
@@ -34,20 +32,19 @@ from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
     "argwhere",
-    "diagonal_scatter",
     "index_add",
     "index_copy",
     "index_fill",
     "index_put",
+    "index_put_",
     "index_select",
     "masked_fill",
     "masked_scatter",
     "masked_select",
     "nonzero",
+    "nonzero_static",
     "put",
     "select",
-    "select_scatter",
-    "slice_scatter",
     "take",
 ]
 
@@ -74,7 +71,8 @@ def select(xp: Namespace, input: Tensor, dim: int, index: int) -> Array:
     return input[index, ...] if not dim else input[(slice(None),) * dim + (index, ...)]
 
 
-@op("linear", samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
+@op("linear", widens=False,
+    samples=[case(real(3, 2), input_size=(3, 4, 2), dim=1, index=-1)], method=False,
     reference="none",
     d_grad=lambda F, g, dim, index: F.select(g, dim, index))  # fmt: skip
 def select_backward(xp: Namespace, grad: Tensor, input_size: Shape, dim: int, index: int) -> Array:
@@ -82,6 +80,22 @@ def select_backward(xp: Namespace, grad: Tensor, input_size: Shape, dim: int, in
     out = xp.zeros(input_size, grad.dtype)
     out[(slice(None),) * (dim % len(input_size)) + (index,)] = grad
     return out
+
+
+def slice_of(
+    input: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """Return the view ``start:end:step`` along ``dim``; numbers beyond the ends are cut."""
+    index: list[Any] = [ALL] * input.array.ndim
+    try:
+        if not index:
+            raise ShapeError("slice() cannot be applied to a 0-dim tensor.")
+        index[wrap_dim(dim, len(index))] = slice(start, end, step)
+        if step <= 0:
+            raise ShapeError("slice step must be positive; use flip() to go backwards")
+    except Exception as error:
+        recover("slice", error, {"input": input}, {"dim": dim, "start": start, "end": end})
+    return slice_view(input, tuple(index))
 
 
 # ---------------------------------------------------------------------- tensors of indices
@@ -123,6 +137,7 @@ _LOOKUPS: list[Any] = [
 
 @op(
     "linear",
+    widens=False,
     samples=_LOOKUPS,
     method=False,
     reference=lambda torch, x, indices, dims: x[_places(indices, dims)],
@@ -205,6 +220,7 @@ def _lookup_shape(shape: Shape, found: Shape, rest: Sequence[int], start: int) -
 
 @op(
     "linear",
+    widens=False,
     samples=[
         case(real(4, 3), [given([2, 0, -1])], real(3, 3), dims=(0,)),
         case(real(4, 3), [given([2, 0]), given([0, 1])], real(), dims=(0, 1)),
@@ -336,6 +352,10 @@ def _check_value(input: Tensor, value: Any, exact: bool) -> None:
             )
         return
     if isinstance(value, int | float | complex | numpy.generic):
+        if isinstance(value, complex) and input.array.dtype.kind != "c":
+            raise DtypeError(
+                f"value cannot be converted to type {input.array.dtype} without overflow"
+            )
         return
     raise TypeError(
         f"can't assign a {type(value).__name__} to a tensor of {input.array.dtype}; "
@@ -402,10 +422,10 @@ as_method(setitem, "__setitem__")
 
 
 # ---------------------------------------------------------------------- along one dimension
-def _check_index(index: Any, size: int) -> None:
+def check_numbers(index: Any, size: int) -> None:
     """Raise for numbers outside [0, size); PyTorch takes no negative ones here."""
-    if index.dtype.kind not in "iu":
-        raise DtypeError(f"index must be a tensor of integers, not {index.dtype}; use .long()")
+    if index.dtype.kind != "i" or index.dtype.itemsize < 4:
+        raise DtypeError(f"Expected dtype int32 or int64 for index, not {index.dtype}; use .long()")
     if index.size and type(index) is numpy.ndarray and (index.min() < 0 or index.max() >= size):
         wrong = index.min() if index.min() < 0 else index.max()
         raise IndexOutOfRange(f"index out of range in self: index {wrong} for size {size}")
@@ -413,6 +433,7 @@ def _check_index(index: Any, size: int) -> None:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 4), integers(4, 5), dim=1), case(real(3, 4), integers(3, 2), dim=0),
              case(real(2, 3, 2), integers(3, 4), dim=-2), case(real(4), integers(4), dim=0),
              case(real(), integers(1, 1), dim=0)],
@@ -426,9 +447,13 @@ def index_select(xp: Namespace, input: Tensor, dim: int, index: Tensor) -> Array
     dim = wrap_dim(dim, input.ndim)
     if index.ndim > 1:
         raise IndexOutOfRange("Index is supposed to be a vector; flatten it, or use x[index]")
+    check_numbers(index, input.shape[dim] if input.ndim else 1)
     if not input.ndim:
-        return xp.reshape(xp.take(xp.reshape(input, (1,)), xp.reshape(index, ())), ())
-    _check_index(index, input.shape[dim])
+        if xp.size(index) != 1:
+            raise ShapeError(
+                f"Index to scalar can have only 1 value, got {xp.size(index)} value(s)"
+            )
+        return xp.array(input, copy=True)
     return xp.take(input, xp.atleast_1d(index), axis=dim)
 
 
@@ -436,11 +461,14 @@ def index_select(xp: Namespace, input: Tensor, dim: int, index: Tensor) -> Array
     "linear",
     samples=[case(real(3, 4), given([3, 0]), real(3, 2), dim=1),
              case(real(3, 4), given([1, 1, 0]), real(3, 4), dim=0, alpha=2.5),
-             case(real(2, 3), given(1), real(2, 1), dim=1)],
+             case(real(2, 3), given(1), real(2, 1), dim=1),
+             case(real(), given([0]), real(), dim=0)],
     inplace=True,
     reference=lambda torch, x, i, s, dim, alpha=1: torch.index_add(x, dim, i, s, alpha=alpha),
     d_input=lambda g: g,
-    d_source=lambda F, g, dim, index, alpha: _scaled(F.index_select(g, dim, index), alpha),
+    d_source=lambda F, g, dim, index, alpha, source_shape: F.reshape(
+        _scaled(F.index_select(g, dim, index), alpha), source_shape
+    ),
 )  # fmt: skip
 def index_add(
     xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1
@@ -453,18 +481,37 @@ def index_add(
     dim = wrap_dim(dim, input.ndim)
     out = xp.array(input, copy=True)
     _check_source(input, dim, index, source)
-    source = source if alpha == 1 else source * alpha
+    if alpha != 1:
+        if isinstance(alpha, complex) and out.dtype.kind != "c":
+            raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
+        factor = xp.astype(xp.asarray(alpha), input.dtype)
+        source = xp.multiply(source, factor)
+    line: Array = xp.reshape(out, -1) if not input.ndim else out
+    values: Array = source
     if not input.ndim:
-        return out + xp.sum(source)
-    _accumulate(xp, out, [xp.atleast_1d(index)], (dim,), source)
+        values = xp.reshape(values, -1)
+    if out.dtype.kind == "b":
+        line[...] = _added_bools(xp, line, index, dim, values)
+    else:
+        _accumulate(xp, line, [xp.atleast_1d(index)], (dim,), values)
     return out
 
 
+def _added_bools(xp: Namespace, out: Any, index: Any, dim: int, values: Any) -> Any:
+    total = xp.astype(out, xp.int32)
+    _accumulate(xp, total, [xp.atleast_1d(index)], (dim,), xp.astype(values, xp.int32))
+    return total != 0
+
+
 def _scaled(x: Any, alpha: float) -> Any:
+    if isinstance(alpha, complex):
+        alpha = alpha.conjugate()
     return x if alpha == 1 else x * alpha
 
 
-def _check_source(input: Any, dim: int, index: Any, source: Any) -> None:
+def _check_source(
+    input: Any, dim: int, index: Any, source: Any, unequal: type[Exception] = ShapeError
+) -> None:
     if index.ndim > 1:
         raise IndexOutOfRange("Index is supposed to be a vector; flatten it")
     if input.dtype != source.dtype:
@@ -472,34 +519,45 @@ def _check_source(input: Any, dim: int, index: Any, source: Any) -> None:
             f"self and source expected to have the same dtype, but got (self) {input.dtype} and "
             f"(source) {source.dtype}; convert source"
         )
-    _check_index(index, input.shape[dim] if input.ndim else 1)
-    want = (*input.shape[:dim], index.size, *input.shape[dim + 1 :]) if input.ndim else ()
-    if input.ndim and source.shape != want:
-        raise ShapeError(
+    check_numbers(index, input.shape[dim] if input.ndim else 1)
+    want = (*input.shape[:dim], index.size, *input.shape[dim + 1 :]) if input.ndim else (1,)
+    number = (source.size, *want) == (1, 1) and (not input.ndim or unequal is not ShapeError)
+    if source.shape != want and not number:
+        raise (unequal if source.ndim else ShapeError)(
             f"source has shape {list(source.shape)}, but input and index ask for {list(want)}"
         )
 
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 4), given([3, 0]), real(3, 2), dim=1),
-             case(real(3, 4), given([1, 0]), real(2, 4), dim=0)],
+             case(real(3, 4), given([1, 0]), real(2, 4), dim=0),
+             case(real(), given([0]), real(), dim=0), case(real(), given(0), real(1), dim=0)],
     inplace=True,
     reference=lambda torch, x, i, s, dim: torch.index_copy(x, dim, i, s),
     d_input=lambda F, g, dim, index: F.index_fill(g, dim, index, 0),
-    d_source=lambda F, g, dim, index: F.index_select(g, dim, index),
+    d_source=lambda F, g, dim, index, source_shape: F.reshape(
+        F.index_select(g, dim, index), source_shape
+    ),
 )  # fmt: skip
 def index_copy(xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Tensor) -> Array:
     """Return ``input`` with the entries ``index`` along ``dim`` replaced by those of ``source``."""
     dim = wrap_dim(dim, input.ndim)
-    _check_source(input, dim, index, source)
+    if index.dtype != xp.int64:
+        raise DtypeError(f"Expected a long tensor for index, but got {index.dtype}; use .long()")
+    _check_source(input, dim, index, source, IndexOutOfRange)
     out = xp.array(input, copy=True)
-    out[(slice(None),) * dim + (xp.atleast_1d(index),)] = source
+    if not input.ndim:
+        out[...] = xp.reshape(source, ())
+    else:
+        out[(slice(None),) * dim + (xp.atleast_1d(index),)] = source
     return out
 
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 4), given([3, 0]), real(), dim=1),
              case(real(3, 4), given([1, 1]), real(), dim=0)],
     inplace=True,
@@ -512,17 +570,38 @@ def index_copy(xp: Namespace, input: Tensor, dim: int, index: Tensor, source: Te
 def index_fill(xp: Namespace, input: Tensor, dim: int, index: Tensor, value: TensorLike) -> Array:
     """Return ``input`` with ``value`` in all entries ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
-    _check_index(index, input.shape[dim] if input.ndim else 1)
+    size = input.shape[dim] if input.ndim else 1
+    if index.dtype != xp.int64:
+        raise IndexOutOfRange("index_fill_(): Expected dtype int64 for index; use .long()")
+    if index.ndim > 1:
+        raise ShapeError("Index has to be a vector/scalar; flatten it")
     if xp.ndim(value):
         raise ShapeError("index_fill_ only supports a 0-dimensional value tensor")
+    _check_kind(input, value)
     out = xp.array(input, copy=True)
-    out[(slice(None),) * dim + (index,) if input.ndim else ...] = value
+    try:
+        target = out.reshape(1) if not input.ndim else out
+        target[(slice(None),) * dim + (index,)] = value
+    except IndexError:
+        raise IndexOutOfRange(f"index out of bounds for dimension {dim} with size {size}") from None
     return out
+
+
+def _check_kind(input: Any, value: Any) -> None:
+    """Raise for a number that the dtype of ``input`` cannot hold; -1 may be the largest uint8."""
+    kind = getattr(value, "dtype", input.dtype)
+    wrong = kind.kind == "c" and input.dtype.kind != "c"
+    if kind.kind == "i" and input.dtype.kind in "iu" and type(value) is numpy.ndarray:
+        limits = numpy.iinfo(input.dtype)
+        wrong = not -limits.max - 1 <= value <= limits.max
+    if wrong:
+        raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
 
 
 # ---------------------------------------------------------------------- masks
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 4), booleans(3, 4), real()), case(real(3, 4), booleans(4), real()),
              case(real(4), booleans(3, 4), real()), case(real(), booleans(2), real())],
     inplace=True,
@@ -542,6 +621,7 @@ def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -
             "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
             f"{xp.ndim(value)} dimension(s); use where()"
         )
+    _check_kind(input, value)
     if where.shape != input.shape:
         shape = xp.broadcast_shapes(input.shape, where.shape)
         input, where = xp.broadcast_to(input, shape), xp.broadcast_to(where, shape)
@@ -591,20 +671,44 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------- by number in a row
+@takes_out
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Return the elements that ``index`` numbers in row-major order, in the shape of ``index``."""
+    try:
+        _check_long(index)
+        if index.array.size and not input.array.size:
+            raise IndexOutOfRange("tried to take from an empty tensor")
+    except Exception as error:
+        recover("take", error, {"input": input, "index": index}, {})
+    if not index.array.ndim:
+        return reshape(lookup(reshape(input, (-1,)), [reshape(index, (1,))], (0,)), ())
     return lookup(reshape(input, (-1,)), [index], (0,))
 
 
+def _check_long(index: Tensor) -> None:
+    if index.array.dtype != numpy.int64:
+        raise DtypeError(f"Expected a long tensor for index, but got {index.array.dtype}")
+
+
+@takes_out
 def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """Return ``input`` with ``source`` written (or added) where ``index`` numbers elements."""
-    flat = put_index(
-        reshape(input, (-1,)),
-        [reshape(index, (-1,))],
-        reshape(source, (-1,)),
-        (0,),
-        accumulate=accumulate,
-    )
+    try:
+        _check_long(index)
+        if input.array.dtype != source.array.dtype:
+            raise DtypeError(
+                "self and source expected to have the same dtype, but got self.dtype = "
+                f"{input.array.dtype} and source.dtype = {source.array.dtype}"
+            )
+        if index.array.size != source.array.size:
+            raise IndexOutOfRange(
+                "Expected source and index to have the same number of elements, but got "
+                f"source.numel() = {source.array.size}, index.numel() = {index.array.size}"
+            )
+    except Exception as error:
+        recover("put", error, {"input": input, "index": index, "source": source}, {})
+    places, values = [reshape(index, (-1,))], reshape(source, (-1,))
+    flat = put_index(reshape(input, (-1,)), places, values, (0,), accumulate)
     return reshape(flat, input.array.shape)
 
 
@@ -616,6 +720,15 @@ def index_put(
 ) -> Tensor:
     """Return ``input`` with ``values`` written (or added) at ``input[indices]``."""
     try:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"argument 'values' must be Tensor, not {type(values).__name__}")
+        if values.array.dtype != input.array.dtype:
+            raise DtypeError(
+                "Index put requires the source and destination dtypes match, got "
+                f"{input.array.dtype} for the destination and {values.array.dtype} for the source"
+            )
+        if not len(indices):
+            raise ShapeError("index_put() needs one index at least; use copy_() for all elements")
         whole = tuple(slice(None) if i is None else i for i in indices)
         reader = IndexReader(input.array.shape, whole)
     except Exception as error:
@@ -630,51 +743,6 @@ def _vector(index: Any) -> Any:
     return reshape(index, (1,)) if isinstance(index, Tensor) and not index.array.ndim else index
 
 
-# ---------------------------------------------------------------------- a part replaced
-def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
-    """Return ``input`` with ``src`` as entry ``index`` along ``dim``."""
-    out = clone(input)
-    return _replaced(out, select(out, dim, index), src, "select_scatter")
-
-
-def slice_scatter(
-    input: Tensor,
-    src: Tensor,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> Tensor:
-    """Return ``input`` with ``src`` as the slice ``start:end:step`` along ``dim``."""
-    out = clone(input)
-    index: list[Any] = [ALL] * input.array.ndim
-    index[dim] = slice(start, end, step)
-    return _replaced(out, slice_view(out, tuple(index)), src, "slice_scatter")
-
-
-def diagonal_scatter(
-    input: Tensor, src: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
-) -> Tensor:
-    """Return ``input`` with ``src`` on a diagonal."""
-    out = clone(input)
-    return _replaced(out, diagonal(out, offset, dim1, dim2), src, "diagonal_scatter")
-
-
-def _replaced(out: Tensor, part: Tensor, src: Tensor, name: str) -> Tensor:
-    """Return ``out`` once ``src`` is written into its view ``part``."""
-    if part.array.shape != src.array.shape:
-        error = ShapeError(
-            "expected src to have a size equal to the slice of self. src size = "
-            f"{list(src.array.shape)}, slice size = {list(part.array.shape)}"
-        )
-        recover(name, error, {"input": out, "src": src}, {})
-    if mode.grad and (out.requires_grad or src.requires_grad):
-        assign(part, _filling(part, src), name)
-    else:
-        part.array[...] = src.array
-    return out
-
-
 # ---------------------------------------------------------------------- where
 @op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]])), case(booleans(3)), case(given(1.0))],
     method=False, reference="nonzero")  # fmt: skip
@@ -685,8 +753,19 @@ def argwhere(xp: Namespace, input: Tensor) -> Array:
     return xp.stack(input.nonzero(), axis=1)
 
 
-@takes_out
-def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+@op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]]), size=3), case(booleans(3), size=1),
+             case(given(1.0), size=2)])  # fmt: skip
+def nonzero_static(xp: Namespace, input: Tensor, *, size: int, fill_value: int = -1) -> Array:
+    """Return the first ``size`` rows of ``nonzero(input)``, filled up with ``fill_value``."""
+    if size < 0:
+        raise ShapeError(f"nonzero_static: 'size' must be an non-negative integer, got {size}")
+    found = argwhere.op.forward(xp, input)[:size]  # type: ignore[attr-defined]
+    out = xp.full((size, input.ndim), fill_value, xp.int64)
+    out[: len(found)] = found
+    return out
+
+
+def nonzero(input: Tensor, *, as_tuple: bool = False, out: Tensor | None = None) -> Any:
     """Return the indices of the elements that are not zero: one row each, or a tuple by dimension.
 
     Example:
@@ -696,16 +775,26 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
                 [2]])
     """
     if not as_tuple:
-        return argwhere(input)
+        return argwhere(input, out=out)  # type: ignore[call-arg]
+    if out is not None:
+        error = ShapeError("nonzero does not support the out kwarg when as_tuple is True")
+        recover("nonzero", error, {"input": input}, {})
     found = argwhere(input if input.array.ndim else reshape(input, (1,))).array
     return tuple(wrap(found[:, i].copy()) for i in range(found.shape[1]))
 
 
 for _function in (
-    argwhere, diagonal_scatter, index_put, masked_scatter, masked_select, nonzero, put,
-    select_scatter, slice_scatter, take,
+    argwhere, index_put, masked_scatter, masked_select, nonzero, nonzero_static, put, take,
 ):  # fmt: skip
     as_method(_function)
 for _function in (index_put, masked_scatter, put):
     setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))
 del _function
+
+
+def index_put_(
+    input: Tensor, indices: Sequence[Tensor], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """Write (or add) ``values`` at ``input[indices]`` in place and return ``input``."""
+    written: Tensor = input.index_put_(indices, values, accumulate)
+    return written

@@ -11,8 +11,8 @@ import numpy
 from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
-from distgrad.backend.dtype import result_type
-from distgrad.errors import ArgumentTypeError, ShapeError
+from distgrad.backend.dtype import joint_type
+from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.shape import (
     atleast_1d,
     atleast_2d,
@@ -47,6 +47,7 @@ __all__ = [
     "unbind",
     "unsafe_chunk",
     "unsafe_split",
+    "unsafe_split_with_sizes",
     "vsplit",
     "vstack",
 ]
@@ -57,6 +58,7 @@ Tensors = Sequence[Tensor]
 # ---------------------------------------------------------------------- joining
 @op(
     "linear",
+    widens=False,
     samples=[case([real(2, 3), real(1, 3)]), case([real(2, 3), real(2, 1), real(2, 2)], dim=-1),
              case([real(0), real(2, 2)], dim=1), case([real(2)], dim=0)],
     method=False,
@@ -66,11 +68,9 @@ def cat(xp: Namespace, tensors: Sequence[Tensor], dim: int = 0) -> Array:
     """Return the tensors joined along dimension ``dim``; an empty vector joins anything."""
     arrays: list[Any] = list(tensors)
     if len({a.dtype for a in arrays}) > 1:
-        kind = result_type(arrays).numpy
+        kind = joint_type(arrays).numpy
         arrays = [a.astype(kind, copy=False) for a in arrays]
     whole = [a for a in arrays if a.shape != (0,)] or arrays[:1]
-    if not whole:
-        raise ArgumentTypeError("expected a non-empty list of Tensors")
     first = whole[0]
     if not first.ndim:
         raise ShapeError("zero-dimensional tensor cannot be concatenated; use stack()")
@@ -108,6 +108,7 @@ def _pieces(F: Any, g: Any, shapes: list[Shape], dim: int) -> list[Any]:
 
 @op(
     "linear",
+    widens=False,
     samples=[case([real(2, 3), real(2, 3)]), case([real(2), real(2), real(2)], dim=-1),
              case([real(), real()])],
     method=False,
@@ -118,10 +119,8 @@ def _pieces(F: Any, g: Any, shapes: list[Shape], dim: int) -> list[Any]:
 def stack(xp: Namespace, tensors: Sequence[Tensor], dim: int = 0) -> Array:
     """Return the tensors, all of one shape, joined along a new dimension ``dim``."""
     arrays: list[Any] = list(tensors)
-    if not arrays:
-        raise ShapeError("stack expects a non-empty TensorList")
     if len({a.dtype for a in arrays}) > 1:
-        kind = result_type(arrays).numpy
+        kind = joint_type(arrays).numpy
         arrays = [a.astype(kind, copy=False) for a in arrays]
     place = wrap_dim(dim, arrays[0].ndim + 1)
     for number, a in enumerate(arrays):
@@ -133,19 +132,32 @@ def stack(xp: Namespace, tensors: Sequence[Tensor], dim: int = 0) -> Array:
     return xp.stack(arrays, axis=place)
 
 
+@takes_out
 def concat(tensors: Tensors, dim: int = 0) -> Tensor:
     """Return the tensors joined along dimension ``dim``."""
     return cat(tensors, dim)
 
 
-def concatenate(tensors: Tensors, axis: int = 0) -> Tensor:
-    """Return the tensors joined along dimension ``axis``."""
-    return cat(tensors, axis)
+@takes_out
+def concatenate(tensors: Tensors, axis: int = 0, *, dim: int | None = None) -> Tensor:
+    """Return the tensors joined along dimension ``axis``, also named ``dim``."""
+    return cat(tensors, axis if dim is None else dim)
+
+
+def _check_list(name: str, tensors: Tensors) -> None:
+    error: Exception | None = None
+    if isinstance(tensors, Tensor):
+        error = ArgumentTypeError("argument 'tensors' must be tuple of Tensors, not Tensor")
+    elif not len(tensors):
+        error = ShapeError(f"{name} expects a non-empty TensorList")
+    if error is not None:
+        recover(name, error, {"tensors": tensors}, {})
 
 
 @takes_out
 def hstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along columns (vectors: end to end)."""
+    _check_list("hstack", tensors)
     raised = [atleast_1d(t) for t in tensors]
     return cat(raised, 0 if raised and raised[0].array.ndim == 1 else 1)
 
@@ -153,9 +165,11 @@ def hstack(tensors: Tensors) -> Tensor:
 @takes_out
 def vstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along rows; a vector is a row."""
+    _check_list("vstack", tensors)
     return cat([atleast_2d(t) for t in tensors], 0)
 
 
+@takes_out
 def row_stack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along rows; a vector is a row."""
     return vstack(tensors)
@@ -164,17 +178,20 @@ def row_stack(tensors: Tensors) -> Tensor:
 @takes_out
 def dstack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along the third dimension."""
+    _check_list("dstack", tensors)
     return cat([atleast_3d(t) for t in tensors], 2)
 
 
 @takes_out
 def column_stack(tensors: Tensors) -> Tensor:
     """Return the tensors joined along columns; a vector is a column."""
+    _check_list("column_stack", tensors)
     return cat([t if t.array.ndim > 1 else reshape(t, (-1, 1)) for t in tensors], 1)
 
 
 @op(
     "linear",
+    widens=False,
     samples=[case([real(2, 3), real(1, 2)]), case([real(2), real(), real(2, 1)])],
     method=False,
     reference=lambda torch, tensors: torch.block_diag(*tensors),
@@ -189,7 +206,7 @@ def block_diagonal(xp: Namespace, tensors: Sequence[Tensor]) -> Array:
                 f"Input {number} has {a.ndim} dimensions"
             )
     matrices = [xp.atleast_2d(a) for a in tensors]
-    kind = result_type(matrices).numpy
+    kind = joint_type(matrices).numpy
     out = xp.zeros((sum(m.shape[0] for m in matrices), sum(m.shape[1] for m in matrices)), kind)
     row = column = 0
     for m in matrices:
@@ -259,7 +276,7 @@ def split(
 def unbind(xp: Namespace, input: Tensor, dim: int = 0) -> Array:
     """Return a view of every entry along ``dim``, which is taken away."""
     if not input.ndim:
-        raise ShapeError("unbind() cannot be applied to a 0-dim tensor")
+        raise IndexOutOfRange(f"Dimension specified as {dim} but tensor has no dimensions")
     lead = (slice(None),) * wrap_dim(dim, input.ndim)
     return [input[(*lead, i, ...)] for i in range(input.shape[len(lead)])]
 
@@ -298,6 +315,11 @@ def tensor_split(
             )
         total = input.array.shape[wrap_dim(dim, input.array.ndim)]
         if isinstance(where, Tensor):
+            if where.array.dtype != numpy.int64 or where.array.ndim > 1:
+                raise DtypeError(
+                    "tensor_split expected tensor_indices_or_sections to be an int64 tensor of at "
+                    f"most one dimension, but got {where._brief()}"
+                )
             where = where.tolist()
         if isinstance(where, int) and where <= 0:
             raise ShapeError(f"number of sections must be larger than 0, got {where}")
@@ -369,6 +391,18 @@ def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) ->
     return tuple(split(input, list(split_sizes), dim))
 
 
+def unsafe_split_with_sizes(
+    input: Tensor, split_sizes: Sequence[int], dim: int = 0
+) -> tuple[Tensor, ...]:
+    """Return what ``split_with_sizes`` does; the parts may be changed in place."""
+    return unsafe_split(input, list(split_sizes), dim)
+
+
+def _split_method(self: Tensor, split_size: int | Sequence[int], dim: int = 0) -> Any:
+    """Return views along ``dim``: of one size (the last may be shorter), or of the given sizes."""
+    return split(self, split_size, dim)
+
+
 def unsafe_chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Return what ``chunk`` does; the parts may be changed in place."""
     sizes = [part.array.shape[dim] for part in chunk(input.detach(), chunks, dim)]
@@ -391,6 +425,10 @@ def meshgrid(*tensors: Tensor, indexing: str = "ij") -> tuple[Tensor, ...]:
             f'torch.meshgrid: indexing must be one of "xy" or "ij", but received: {indexing}'
         )
         recover("meshgrid", error, {"tensors": list(many)}, {"indexing": indexing})
+    try:
+        _check_grid(many)
+    except Exception as error:
+        recover("meshgrid", error, {"tensors": list(many)}, {"indexing": indexing})
     order = [1, 0, *range(2, len(many))] if indexing == "xy" and len(many) > 1 else None
     shape = [t.array.size for t in many]
     if order:
@@ -403,8 +441,26 @@ def meshgrid(*tensors: Tensor, indexing: str = "ij") -> tuple[Tensor, ...]:
     return tuple(grids)
 
 
+def _check_grid(tensors: Sequence[Tensor]) -> None:
+    for t in tensors:
+        if t.array.ndim > 1:
+            raise ShapeError(f"Expected 0D or 1D tensor in the tensor list but got: {t._brief()}")
+        if t.array.dtype != tensors[0].array.dtype:
+            raise DtypeError("meshgrid expects all tensors to have the same dtype")
+
+
+def _check_vector(name: str, input: Tensor) -> None:
+    if input.array.ndim != 1:
+        error = ShapeError(f"Expect a 1D vector, but got shape {list(input.array.shape)}")
+        recover(name, error, {"input": input}, {})
+
+
 def cartesian_prod(*tensors: Tensor) -> Tensor:
     """Return all combinations of one element from each vector, one row each."""
+    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
+        tensors = tuple(tensors[0])
+    for vector in tensors:
+        _check_vector("cartesian_prod", vector)
     if len(tensors) == 1:
         return tensors[0]
     return stack([reshape(g, (-1,)) for g in meshgrid(*tensors)], 1)
@@ -412,6 +468,10 @@ def cartesian_prod(*tensors: Tensor) -> Tensor:
 
 def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:
     """Return all choices of ``r`` elements of a vector in its order, one row each."""
+    _check_vector("combinations", input)
+    if r < 0:
+        error = ShapeError(f"Expect a non-negative number, but got {r}")
+        recover("combinations", error, {"input": input}, {"r": r})
     count = input.array.size
     choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
     rows = list(choose(range(count), r))
@@ -428,7 +488,9 @@ for _function in (
     tensor_split,
     unsafe_chunk,
     unsafe_split,
+    unsafe_split_with_sizes,
     vsplit,
 ):
     as_method(_function)
 del _function
+as_method(_split_method, "split")

@@ -1,96 +1,48 @@
-"""Linear algebra: the namespace ``distgrad.linalg``.
+"""Linear algebra: inverses, determinants, systems, functions of matrices, products.
 
-The last two dimensions are matrices; those before them are a batch.
+The last two dimensions are matrices; those before them are a batch.  ``distgrad.linalg`` is made of
+this chapter and its neighbours; see ``linalg_names``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import as_method, named_results, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
-from distgrad.errors import ShapeError
+from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops import matmul as _products
-from distgrad.ops.arrange import tril, triu
+from distgrad.ops.compare import where
 from distgrad.ops.decompose import (
     LinAlgError,
-    check_matrix,
     check_square,
-    cholesky,
-    eigh,
-    eigvalsh,
-    qr,
+    conj,
+    in_adjoints,
+    is_complex,
     solved,
-    svd,
     svdvals,
 )
+from distgrad.ops.decompose import diagonal as diagonal_of
+from distgrad.ops.elementwise import log
+from distgrad.ops.factor import packed_lu
 from distgrad.ops.join import cat
 from distgrad.ops.matmul import matmul, multiply_chain
-from distgrad.ops.shape import broadcast_tensors, movedim, reshape, squeeze, unsqueeze, wrap_dims
+from distgrad.ops.norms import matrix_norm, vector_norm
+from distgrad.ops.ranges import eye
 from distgrad.ops.shape import diagonal as _diagonal
+from distgrad.ops.shape import movedim, reshape, squeeze, unsqueeze
+from distgrad.ops.triangular import check_alike, check_sides, cholesky, no_errors
 from distgrad.tensor import Tensor
-from distgrad.typing import Array, Dim, Namespace, Shape
+from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
-    "LinAlgError",
-    "cholesky",
-    "cholesky_ex",
-    "cond",
-    "cross",
-    "det",
-    "diagonal",
-    "eigh",
-    "eigvalsh",
-    "inv",
-    "inv_ex",
-    "logdet",
-    "lstsq",
-    "matmul",
-    "matrix_exp",
-    "matrix_norm",
-    "matrix_power",
-    "matrix_rank",
-    "multi_dot",
-    "norm",
-    "pinv",
-    "qr",
-    "slogdet",
-    "solve",
-    "solve_triangular",
-    "svd",
-    "svdvals",
-    "tensorinv",
-    "tensorsolve",
-    "vander",
-    "vecdot",
-    "vector_norm",
-]
-
-
-class InverseResult(NamedTuple):
-    """What ``inv_ex`` returns."""
-
-    inverse: Tensor
-    info: Tensor
-
-
-class CholeskyResult(NamedTuple):
-    """What ``cholesky_ex`` returns."""
-
-    L: Tensor
-    info: Tensor
-
-
-class LstsqResult(NamedTuple):
-    """What ``lstsq`` returns."""
-
-    solution: Tensor
-    residuals: Tensor
-    rank: Tensor
-    singular_values: Tensor
+    "LinAlgError", "cond", "cross", "det", "diagonal", "inv", "inv_ex", "logdet", "matmul",
+    "matrix_exp", "matrix_norm", "matrix_power", "multi_dot", "slogdet", "solve", "solve_ex",
+    "tensorinv", "tensorsolve", "vander", "vecdot", "vector_norm",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------- inverse and determinant
@@ -100,6 +52,7 @@ _SQUARE = [case(real(3, 3)), case(real(2, 2, 2))]
 @op(
     samples=_SQUARE,
     method=False,
+    widens=False,
     node="LinalgInvExBackward0",
     reference="linalg.inv",
     d_A=lambda F, g, out: -F.matmul(F.mT(out), F.matmul(g, F.mT(out))),
@@ -114,9 +67,36 @@ def inv(xp: Namespace, A: Tensor) -> Array:
     return solved(xp, xp.linalg.inv, A)
 
 
+_InverseResult = named_results("linalg_inv_ex", ["inverse", "info"])
+
+
+@takes_out
+def inv_ex(A: Tensor, *, check_errors: bool = False) -> Any:
+    """Return the inverse, and for each matrix 0 or the number of the first zero pivot.
+
+    An inverse that does not exist is nan.
+    """
+    try:
+        return _InverseResult(inv(A), no_errors(A))
+    except LinAlgError:
+        if check_errors:
+            raise
+    safe, failed, info = _made_regular(A)
+    return _InverseResult(inv(safe).masked_fill(failed, math.nan), info)
+
+
+def _made_regular(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices, with ones in the place of singular ones; where; at which pivot."""
+    info = packed_lu(A.detach())[2]
+    failed = unsqueeze(unsqueeze(info != 0, -1), -1)
+    ones = eye(A.array.shape[-1], dtype=A.dtype, device=A.device)
+    return where(failed, ones, A), failed, info
+
+
 @op(
     samples=_SQUARE,
     method=False,
+    widens=False,
     reference="linalg.det",
     d_A=lambda F, g, A: F.unsqueeze(F.unsqueeze(g, -1), -1) * F.cofactors(A),
 )
@@ -134,50 +114,54 @@ def _d_cofactors(F: Any, g: Any, A: Any, out: Any) -> Any:
     return out * along - F.unsqueeze(F.unsqueeze(F.det(A), -1), -1) * both
 
 
-@op(samples=_SQUARE, method=False, reference="none", d_A=_d_cofactors)
+@op(samples=_SQUARE, method=False, widens=False, reference="none", d_A=_d_cofactors)
 def cofactors(xp: Namespace, A: Tensor) -> Array:
     """Return the derivative of the determinant, for singular matrices too."""
     u, s, vh = xp.linalg.svd(A)
     n = s.shape[-1]
     others = xp.where(xp.eye(n, dtype=bool), 1, s[..., None, :]).prod(-1).astype(s.dtype)
-    sign = xp.linalg.det(u) * xp.linalg.det(vh)
-    return (u * (others * sign[..., None])[..., None, :]) @ vh
+    size = xp.linalg.det(u) * xp.linalg.det(vh)
+    return xp.conj(u * (others[..., None, :])) @ xp.conj(vh) * size[..., None, None]
+
+
+def _d_slogdet(F: Any, g: Any, A: Any, sign: Any) -> Any:
+    g_sign, along = g
+    if is_complex(A):
+        along = F.complex(along, -F.imag(conj(F, g_sign) * sign))
+    return F.unsqueeze(F.unsqueeze(along, -1), -1) * conj(F, F.mT(F.inv(A)))
+
+
+def _t_slogdet(F: Any, A: Any, t_A: Any) -> Any:
+    sign = F.slogdet(A)[0]
+    along = F.sum(diagonal_of(F, F.solve(A, t_A)), -1)
+    if is_complex(A):
+        turn = F.imag(along)
+        return sign * F.complex(F.zero(turn), turn), F.real(along)
+    return F.zero(sign), along
 
 
 @op(
     samples=_SQUARE,
-    outputs=("sign!", "logabsdet"),
+    outputs=("sign", "logabsdet"),
     method=False,
+    widens=False,
     reference="linalg.slogdet",
-    d_A=lambda F, g, A: F.unsqueeze(F.unsqueeze(g, -1), -1) * F.mT(F.inv(A)),
+    jvp=_t_slogdet,
+    d_A=in_adjoints(_d_slogdet),
 )
 def slogdet(xp: Namespace, A: Tensor) -> Array:
     """Return the sign of the determinant and the logarithm of its absolute value."""
     check_square(A)
-    return tuple(xp.linalg.slogdet(A))
+    sign, logabsdet = xp.linalg.slogdet(A)
+    return sign, xp.real(logabsdet)
 
 
 def logdet(input: Tensor) -> Tensor:
-    """Return the logarithm of the determinant; nan where it is negative."""
+    """Return the logarithm of the determinant; nan where a real one is negative."""
     sign, logabsdet = slogdet(input)
+    if input.is_complex():
+        return log(sign) + logabsdet  # type: ignore[no-any-return]
     return logabsdet.masked_fill(sign < 0, math.nan)  # type: ignore[no-any-return]
-
-
-def inv_ex(A: Tensor, *, check_errors: bool = False) -> InverseResult:
-    """Return the inverse and a number that is 0 when it exists."""
-    return InverseResult(inv(A), _no_errors(A))
-
-
-def _no_errors(A: Tensor) -> Tensor:
-    flat = reshape(A.detach(), (*A.array.shape[:-2], -1))
-    return (flat.sum(-1) * 0).int()
-
-
-def cholesky_ex(
-    input: Tensor, *, upper: bool = False, check_errors: bool = False
-) -> CholeskyResult:
-    """Return the Cholesky factor and a number that is 0 when it exists."""
-    return CholeskyResult(cholesky(input, upper=upper), _no_errors(input))
 
 
 # ---------------------------------------------------------------------- linear systems
@@ -207,6 +191,7 @@ def _d_solve(F: Any, g: Any, A: Any, out: Any, B_shape: Any, left: bool) -> Any:
         case(real(3, 3), real(2, 3), left=False),
     ],
     method=False,
+    widens=False,
     node="LinalgSolveExBackward0",
     reference="linalg.solve",
     d_all=_d_solve,
@@ -218,100 +203,71 @@ def solve(xp: Namespace, A: Tensor, B: Tensor, *, left: bool = True) -> Array:
         A: ``(*, n, n)``, B: ``(*, n, k)`` (``(*, k, n)``), or one vector per matrix ``(*, n)``.
     """
     check_square(A)
-    if A.dtype != B.dtype:
-        raise LinAlgError(f"Expected A and B to have the same dtype, but they are {A.dtype} and "
-                          f"{B.dtype}")  # fmt: skip
+    check_alike(A, B)
     if _is_vector(A.shape, B.shape):
         if not left and len(B.shape) == 1:
             A = xp.swapaxes(A, -1, -2)
         return solved(xp, xp.linalg.solve, A, xp.expand_dims(B, -1))[..., 0]
-    if B.shape[-2 if left else -1] != A.shape[-1]:
-        raise ShapeError(
-            f"Incompatible shapes of A and B for the equation {'AX' if left else 'XA'} = B "
-            f"({A.shape[-2]}x{A.shape[-1]} and {B.shape[-2]}x{B.shape[-1]})"
-        )
+    check_sides(A, B, left)
     if left:
         return solved(xp, xp.linalg.solve, A, B)
     across = solved(xp, xp.linalg.solve, xp.swapaxes(A, -1, -2), xp.swapaxes(B, -1, -2))
     return xp.swapaxes(across, -1, -2)
 
 
-def solve_triangular(
-    A: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
-) -> Tensor:
-    """Return the solution X of ``A @ X = B`` for triangular ``A``; its other half is not read."""
-    half = triu(A, int(unitriangular)) if upper else tril(A, -int(unitriangular))
-    if unitriangular:
-        half = half + A.new_ones((A.array.shape[-1],)).diag()
-    return solve(half, B, left=left)
+_SolveResult = named_results("linalg_solve_ex", ["result", "info"])
 
 
+@takes_out
+def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> Any:
+    """Return what ``solve`` returns, and for each matrix 0 or the number of the first zero pivot.
+
+    A solution that does not exist is nan.
+    """
+    try:
+        return _SolveResult(solve(A, B, left=left), no_errors(A))
+    except LinAlgError:
+        if check_errors:
+            raise
+    safe, failed, info = _made_regular(A)
+    found = solve(safe, B, left=left)
+    if _is_vector(A.array.shape, B.array.shape):
+        failed = squeeze(failed, -1)
+    return _SolveResult(found.masked_fill(failed, math.nan), info)
+
+
+@takes_out
 def tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     """Return the tensor X with ``tensordot(A, X, X.ndim) = B``."""
     if dims is not None:
         A = movedim(A, tuple(dims), tuple(range(-len(dims), 0)))
     shape = A.array.shape[B.array.ndim :]
     n = B.array.size
-    return reshape(solve(reshape(A, (n, math.prod(shape))), reshape(B, (-1,))), shape)
+    if math.prod(A.array.shape[: B.array.ndim]) != math.prod(shape) or n != math.prod(shape):
+        error = ShapeError(
+            "Expected self to satisfy the requirement prod(self.shape[other.ndim:]) == "
+            f"prod(self.shape[:other.ndim]), but got {math.prod(shape)} != {n}"
+        )
+        recover("tensorsolve", error, {"A": A, "B": B}, {"dims": dims})
+    return reshape(solve(reshape(A, (n, math.prod(shape))), reshape(B, (n,))), shape)
 
 
+@takes_out
 def tensorinv(A: Tensor, ind: int = 2) -> Tensor:
     """Return the inverse of ``A`` as a map from its last dimensions to its first ``ind`` ones."""
-    before, after = A.array.shape[:ind], A.array.shape[ind:]
+    before, after = A.array.shape[: max(ind, 0)], A.array.shape[max(ind, 0) :]
+    if ind <= 0 or math.prod(before) != math.prod(after):
+        error = ShapeError(
+            "Expected a strictly positive integer for 'ind'"
+            if ind <= 0
+            else "Expected self to satisfy the requirement prod(self.shape[ind:]) == "
+            f"prod(self.shape[:ind]), but got {math.prod(after)} != {math.prod(before)}"
+        )
+        recover("tensorinv", error, {"A": A}, {"ind": ind})
     return reshape(inv(reshape(A, (math.prod(before), math.prod(after)))), after + before)
 
 
 # ---------------------------------------------------------------------- functions of matrices
-def _d_pinv(F: Any, g: Any, A: Any, out: Any) -> Any:
-    g, across = F.mT(g), F.mT(out)
-    if A.shape[-2] <= A.shape[-1]:
-        k = F.matmul(g, out)
-        k_across = F.matmul(k, across)
-        found = -F.mT(F.matmul(out, k)) + k_across - F.matmul(F.matmul(A, out), k_across)
-        return found + F.matmul(F.matmul(across, out), g - F.matmul(k, A))
-    k = F.matmul(out, g)
-    across_k = F.matmul(across, k)
-    found = -F.mT(F.matmul(k, out)) + F.matmul(F.matmul(g - F.matmul(A, k), out), across)
-    return found + across_k - F.matmul(F.matmul(across_k, out), A)
-
-
-@op(
-    samples=[case(real(3, 3)), case(real(4, 2)), case(real(2, 2, 3))],
-    method=False,
-    reference="linalg.pinv",
-    d_A=_d_pinv,
-)
-def pinv_by_svd(xp: Namespace, A: Tensor, rtol: float | None = None, atol: float = 0) -> Array:
-    """Return the pseudo-inverse; singular values up to ``max(atol, rtol * largest)`` count as 0."""
-    check_matrix(A)
-    u, s, vh = solved(xp, xp.linalg.svd, A, False)
-    if rtol is None:
-        rtol = 0.0 if atol else max(A.shape[-2:]) * float(xp.finfo(A.dtype).eps)
-    limit = xp.maximum(s[..., :1] * rtol, atol)  # the first is the largest
-    inverse = xp.where(s > limit, 1 / xp.where(s > limit, s, 1), 0).astype(A.dtype)
-    return xp.swapaxes(vh, -1, -2) @ (inverse[..., None] * xp.swapaxes(u, -1, -2))
-
-
-def pinv(
-    A: Tensor,
-    rcond: float | None = None,
-    hermitian: bool = False,
-    *,
-    atol: float | None = None,
-    rtol: float | None = None,
-) -> Tensor:
-    """Return the pseudo-inverse of matrices of any shape.
-
-    Args:
-        A: ``(*, m, n)``.
-        rcond: another name of ``rtol``.
-        hermitian: has no effect.
-        atol: singular values up to this number count as zero.
-        rtol: the same in parts of the largest one (max(m, n) times the dtype's eps).
-    """
-    return pinv_by_svd(A, rcond if rtol is None else rtol, atol or 0.0)
-
-
 @takes_out
 def matrix_power(A: Tensor, n: int) -> Tensor:
     """Return the ``n``-th power of square matrices; negative powers are of the inverse."""
@@ -353,6 +309,8 @@ def matrix_exp(xp: Namespace, A: Tensor) -> Array:
     check_square(A)
     work = xp.astype(A, xp.promote_types(A.dtype, xp.float64))
     size = float(xp.abs(work).sum(-2).max()) if work.size else 0.0
+    if not math.isfinite(size):
+        return xp.full(A.shape, math.nan, A.dtype)
     halvings = max(0, math.ceil(math.log2(size / 5.37))) if size > 5.37 else 0
     work = work / 2.0**halvings
     eye = xp.broadcast_to(xp.eye(A.shape[-1]), work.shape)
@@ -376,231 +334,29 @@ _PADE = [
 ]  # fmt: skip
 
 
-def lstsq(
-    A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None
-) -> LstsqResult:
-    """Return the X of least ``norm(A @ X - B)``, with residuals, rank and singular values.
-
-    Args:
-        A: ``(*, m, n)``.
-        B: ``(*, m, k)`` (or ``(*, m)``).
-        rcond: singular values up to ``rcond * largest`` count as zero.
-        driver: has no effect on the solution; "gelsy" (the default) reports the rank, "gels" the
-            residuals, "gelsd" and "gelss" both and the singular values.
-    """
-    vector = A.array.ndim - 1 == B.array.ndim
-    right = unsqueeze(B, -1) if vector else B
-    solution = matmul(pinv_by_svd(A, rcond), right)
-    rows, columns = A.array.shape[-2:]
-    empty = A.detach().new_empty((0,))
-    rank = empty.long() if driver == "gels" else matrix_rank(A, rtol=rcond)
-    values = svdvals(A.detach()) if driver in ("gelsd", "gelss") else empty
-    residuals = empty
-    whole = rows > columns and bool((matrix_rank(A).array == columns).all())
-    if whole and driver not in (None, "gelsy"):
-        residuals = (matmul(A, solution) - right).square().sum(-2)
-    return LstsqResult(squeeze(solution, -1) if vector else solution, residuals, rank, values)
-
-
-# ---------------------------------------------------------------------- norms
-def _d_vector_norm(
-    F: Any, g: Any, input: Any, out: Any, ord: float, dim: Any, keepdim: bool
-) -> Any:
-    kept = _kept(input.shape, dim)
-    g, out = F.reshape(g, kept), F.reshape(out, kept)
-    if ord == 0:
-        return F.zero(input)
-    if ord in (math.inf, -math.inf):
-        hit = F.to_dtype(F.abs(input) == out, _dtype_of(input))
-        return g * F.sign(input) * hit / F.expand(F.sum(hit, dim, True), hit.shape)
-    if ord == 1:
-        return g * F.sign(input)
-    nothing = out == 0
-    if ord == 2:
-        return F.masked_fill(g * input / F.masked_fill(out, nothing, 1), nothing, 0)
-    size = F.abs(input) / F.masked_fill(out, nothing, 1)
-    safe = F.masked_fill(size, size == 0, 1)
-    slope = F.masked_fill(safe ** (ord - 1), size == 0, 0)
-    return g * F.sign(input) * slope
-
-
-def _dtype_of(x: Any) -> Any:
-    return x.array.dtype if isinstance(x, Tensor) else x.dtype
-
-
-def _kept(shape: Shape, dim: Any) -> Shape:
-    """Return ``shape`` with 1 in the reduced dimensions."""
-    if dim is None:
-        return (1,) * len(shape)
-    dims = {d % len(shape) for d in dim} if shape else set()
-    return tuple(1 if i in dims else n for i, n in enumerate(shape))
-
-
-@op(
-    samples=[
-        case(real(3, 4)),
-        case(real(3, 4), ord=1, dim=(0,)),
-        case(real(3, 4), ord=3, dim=(1,), keepdim=True),
-        case(real(2, 3, 4), ord=2.5, dim=(0, -1)),
-        case(real(3, 4), ord=math.inf, dim=(1,)),
-        case(real(3, 4), ord=-math.inf),
-        case(real(), ord=2),
-        case(real(3, 4), ord=0.5, dim=(1,)),
-    ],
-    method=False,
-    node="LinalgVectorNormBackward0",
-    reference="linalg.vector_norm",
-    d_input=_d_vector_norm,
-)
-def norm_of_vectors(
-    xp: Namespace,
-    input: Tensor,
-    ord: float = 2,
-    dim: tuple[int, ...] | None = None,
-    keepdim: bool = False,
-) -> Array:
-    """Return ``sum(abs(x) ** ord) ** (1 / ord)`` over ``dim``."""
-    x: Array = input
-    if x.dtype.kind not in "fcV":
-        raise LinAlgError(f"Expected a floating point or complex tensor as input. Got {x.dtype}")
-    axis = None if dim is None else wrap_dims(dim, input.ndim) if input.ndim else ()
-    if ord == 2:
-        squares = xp.square(xp.abs(x) if x.dtype.kind == "c" else x)
-        return xp.sqrt(xp.add.reduce(squares, axis=axis, keepdims=keepdim))
-    size = xp.abs(x)
-    if ord == 0:
-        return xp.sum(size != 0, axis=axis, keepdims=keepdim, dtype=size.dtype)
-    if ord in (math.inf, -math.inf):
-        if ord > 0 and not size.size:
-            return xp.sum(size, axis=axis, keepdims=keepdim)  # zeros
-        return (xp.max if ord > 0 else xp.min)(size, axis=axis, keepdims=keepdim)
-    if ord == 1:
-        return xp.add.reduce(size, axis=axis, keepdims=keepdim)
-    total = xp.add.reduce(xp.power(size, ord), axis=axis, keepdims=keepdim)
-    return xp.power(total, 1 / ord)
-
-
-def vector_norm(
-    x: Tensor,
-    ord: float = 2,
-    dim: Dim = None,
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-) -> Tensor:
-    """Return the norm of vectors: ``sum(abs(x) ** ord) ** (1 / ord)`` over ``dim``.
-
-    Args:
-        x: any shape.
-        ord: a number; inf is the largest, -inf the smallest, 0 counts what is not zero.
-        dim: the dimensions of a vector; None means all.
-        keepdim: keep the reduced dimensions with length 1.
-        dtype: convert first.
-    """
-    if dtype is not None:
-        x = x.to(dtype)
-    dims = None if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    if dims == ():
-        dims = None
-    return norm_of_vectors(x, ord, dims, keepdim)
-
-
-def matrix_norm(
-    A: Tensor,
-    ord: float | str = "fro",
-    dim: tuple[int, int] = (-2, -1),
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-) -> Tensor:
-    """Return the norm of matrices.
-
-    Args:
-        A: at least two dimensions.
-        ord: "fro", "nuc" (sum of singular values), 2 or -2 (largest, smallest singular value),
-            1 or -1 (of the columns' sums), inf or -inf (of the rows' sums).
-        dim: the dimensions of the rows and of the columns.
-        keepdim: keep the reduced dimensions with length 1.
-        dtype: convert first.
-    """
-    try:
-        if A.array.ndim < 2:
-            raise ShapeError("The input tensor A must have at least 2 dimensions.")
-        row, column = wrap_dims(dim, A.array.ndim)
-        if ord not in ("fro", "nuc", 1, -1, 2, -2, math.inf, -math.inf):
-            raise ShapeError(f"linalg.matrix_norm: Order {ord} not supported.")
-    except Exception as error:
-        recover("matrix_norm", error, {"A": A}, {"ord": ord, "dim": dim})
-    if ord == "fro":
-        return vector_norm(A, 2, (row, column), keepdim, dtype=dtype)
-    A = movedim(A if dtype is None else A.to(dtype), (row, column), (-2, -1))
-    out = _norm_of_matrices(A, ord)
-    for place in sorted((row, column)) if keepdim else ():
-        out = unsqueeze(out, place)
-    return out
-
-
-def _norm_of_matrices(A: Tensor, ord: float | str) -> Tensor:
-    if isinstance(ord, str):
-        return svdvals(A).sum(-1)
-    values = svdvals(A) if abs(ord) == 2 else vector_norm(A, 1, -2 if abs(ord) == 1 else -1)
-    return values.amax(-1) if ord > 0 else values.amin(-1)
-
-
-def norm(
-    A: Tensor,
-    ord: float | str | None = None,
-    dim: Dim = None,
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-) -> Tensor:
-    """Return the norm of vectors or matrices, by the number of dimensions it is taken over.
-
-    Args:
-        A: any shape.
-        ord: see ``vector_norm`` and ``matrix_norm``; None is the 2-norm of all elements.
-        dim: one dimension: vectors; two: matrices; None: all.
-        keepdim: keep the reduced dimensions with length 1.
-        dtype: convert first.
-    """
-    if ord is None:
-        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
-    pair = isinstance(dim, list | tuple) and len(dim) == 2
-    if isinstance(ord, str) or pair or (dim is None and A.array.ndim == 2):
-        places = tuple(dim) if pair and not isinstance(dim, int) and dim else (-2, -1)
-        return matrix_norm(A, ord, (places[0], places[1]), keepdim, dtype=dtype)
-    return vector_norm(A, ord, dim, keepdim, dtype=dtype)
-
-
+@takes_out
 def cond(A: Tensor, p: float | str | None = None) -> Tensor:
-    """Return the condition number: the norm of matrices times that of their inverses."""
+    """Return the condition number: the norm of matrices times that of their inverses.
+
+    Args:
+        A: ``(*, m, n)`` for the default and for 2 and -2, else ``(*, n, n)``.
+        p: as ``ord`` of ``matrix_norm``; None means 2. A singular matrix has an infinite one.
+    """
     if p is None or p in (2, -2):
         values = svdvals(A)
+        if not values.array.shape[-1]:
+            return values.sum(-1)
         largest, smallest = values[..., 0], values[..., -1]
-        return largest / smallest if p != -2 else smallest / largest
-    return matrix_norm(A, p) * matrix_norm(inv(A), p)
-
-
-def matrix_rank(
-    A: Tensor,
-    tol: float | None = None,
-    hermitian: bool = False,
-    *,
-    atol: float | None = None,
-    rtol: float | None = None,
-) -> Tensor:
-    """Return the number of singular values above ``max(atol, rtol * largest)``."""
-    values = svdvals(A.detach())
-    atol = tol if atol is None else atol
-    if rtol is None:
-        eps = {4: 2.0**-23, 8: 2.0**-52}[values.array.dtype.itemsize]
-        rtol = max(A.array.shape[-2:]) * eps if not atol else 0.0
-    limit = (values[..., :1] * rtol).clamp(min=atol or 0.0)
-    return (values > limit).sum(-1)
+        return smallest / largest if p == -2 else largest / smallest
+    if not A.array.size:
+        return matrix_norm(A, p)
+    inverse, info = inv_ex(A)
+    found = matrix_norm(A, p) * matrix_norm(inverse, p)
+    return where(info != 0, math.inf, found) if bool((info != 0).any()) else found
 
 
 # ---------------------------------------------------------------------- products
+@takes_out
 def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     """Return the product of matrices in the order of least cost; the ends may be vectors."""
     many = list(tensors)
@@ -624,16 +380,22 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     return squeeze(out, 0) if row else out
 
 
+@takes_out
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """Return the dot products of vectors along ``dim``."""
+    if x.array.dtype != y.array.dtype:
+        error = DtypeError(
+            f"Expected x and y to have the same dtype, but found x of type {x.array.dtype} and y "
+            f"of type {y.array.dtype}; convert one with .to(dtype)"
+        )
+        recover("vecdot", error, {"x": x, "y": y}, {"dim": dim})
     return ((x.conj() if x.is_complex() else x) * y).sum(dim)
 
 
+@takes_out
 def cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
     """Return the cross product of vectors of three elements along ``dim``; the rest broadcasts."""
-    if input.array.shape != other.array.shape and input.array.ndim == other.array.ndim:
-        input, other = broadcast_tensors(input, other)
-    return _products.cross(input, other, dim)
+    return _products.cross_product(input, other, dim)
 
 
 def diagonal(A: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
@@ -642,13 +404,28 @@ def diagonal(A: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> T
 
 
 def vander(x: Tensor, N: int | None = None) -> Tensor:
-    """Return the matrices whose columns are the powers 0 to ``N - 1`` of ``x``."""
-    count = x.array.shape[-1] if N is None else N
-    return cat([unsqueeze(x, -1) ** k for k in range(count)], -1)
+    """Return the matrices whose columns are the powers 0 to ``N - 1`` of ``x``.
+
+    Args:
+        x: vectors ``(*, n)``.
+        N: the number of columns; ``n`` by default.
+    """
+    count = (x.array.shape[-1] if x.array.ndim else 1) if N is None else N
+    if count <= 1 and N is not None:
+        recover("vander", ShapeError("N must be greater than 1."), {"x": x}, {"N": N})
+    return powers(x if x.array.ndim else reshape(x, (1,)), count)
 
 
-for _function in (cholesky, det, logdet, matrix_power, slogdet):
+def powers(x: Tensor, count: int) -> Tensor:
+    """Return the powers 0 to ``count - 1`` along a new last dimension."""
+    if x.array.dtype.kind in "biu":
+        x = x.long()
+    x = unsqueeze(x, -1)
+    every = [x.new_ones(x.array.shape), *[x**k for k in range(1, count)]]
+    return cat(every[:count], -1)
+
+
+for _function in (cholesky, det, logdet, matrix_exp, matrix_power, slogdet):
     as_method(_function)
 del _function
 as_method(inv, "inverse")
-as_method(pinv, "pinverse")

@@ -9,15 +9,24 @@ from typing import Any
 import numpy
 
 from distgrad.autograd import engine
-from distgrad.autograd.declare import op
+from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import between, case, given, integers, positive, real
 from distgrad.autograd.traced import is_traced
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, DtypeError, IndexOutOfRange, ShapeError, signature
+from distgrad.errors import (
+    ArgumentError,
+    DtypeError,
+    DtypeNotImplemented,
+    IndexOutOfRange,
+    ShapeError,
+    signature,
+)
 from distgrad.ops.activation import log_softmax, logsigmoid
-from distgrad.ops.compare import where
+from distgrad.ops.checks import demand_floating, is_floating
+from distgrad.ops.compare import lt, where
 from distgrad.ops.elementwise import abs as abs_
 from distgrad.ops.elementwise import exp, log
+from distgrad.ops.matmul import linear
 from distgrad.ops.reduce import mean
 from distgrad.ops.reduce import sum as sum_
 from distgrad.ops.shape import expand, reshape, unsqueeze
@@ -26,8 +35,8 @@ from distgrad.typing import Array, Namespace
 
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy",
-    "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss", "mse_loss", "nll_loss",
-    "poisson_nll_loss", "smooth_l1_loss",
+    "gaussian_nll_loss", "huber_loss", "kl_div", "l1_loss", "linear_cross_entropy", "mse_loss",
+    "nll_loss", "poisson_nll_loss", "smooth_l1_loss",
 ]  # fmt: skip
 
 
@@ -56,6 +65,12 @@ def reduced(loss: Tensor, reduction: str) -> Tensor:
     return mean(loss) if reduction == "mean" else sum_(loss)
 
 
+def at_least(x: Tensor, low: float) -> Tensor:
+    """Return ``x``, but at least ``low``; the limit does not stop the gradient, as in PyTorch."""
+    fixed = x.detach()
+    return where(lt(fixed, low), x - fixed + low, x)
+
+
 def _times_weight(name: str, loss: Tensor, weight: Tensor) -> Tensor:
     if weight.array.shape != loss.array.shape:
         raise ArgumentError(
@@ -73,8 +88,18 @@ def _weighted(name: str, loss: Tensor, weight: Tensor | None, reduction: str) ->
     return sum_(loss) / sum_(weight) if reduction == "mean" else reduced(loss, reduction)
 
 
+def demand_numbers(name: str, input: Tensor, target: Tensor) -> None:
+    """Refuse complex numbers, and whole numbers on both sides."""
+    complex_ = "c" in input.array.dtype.kind + target.array.dtype.kind
+    if complex_ or not (is_floating(input.array) or is_floating(target.array)):
+        error = DtypeNotImplemented(f"not implemented for {input.array.dtype}; use .float()")
+        recover(name, error, {"input": input, "target": target}, {})
+
+
 def _same_size(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return both broadcast to one shape; a difference is allowed and warned of, as in PyTorch."""
+    if name != "l1_loss":
+        demand_numbers(name, input, target)
     if input.array.shape == target.array.shape:
         return input, target
     warnings.warn(
@@ -83,7 +108,10 @@ def _same_size(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor
         "Please ensure they have the same size.",
         stacklevel=3,
     )
-    shape = numpy.broadcast_shapes(input.array.shape, target.array.shape)
+    try:
+        shape = numpy.broadcast_shapes(input.array.shape, target.array.shape)
+    except ValueError as error:
+        recover(name, error, {"input": input, "target": target}, {})
     return expand(input, shape), expand(target, shape)
 
 
@@ -103,6 +131,7 @@ def _check_classes(xp: Namespace, x: Array, target: Array, weight: Array | None)
             f"Expected input batch_size ({x.shape[0]}) to match target batch_size "
             f"({target.shape[0]})"
         )
+    demand_floating(x)
     if x.shape[2:] != target.shape[1:]:
         want = [x.shape[0], *x.shape[2:]]
         raise ShapeError(f"Expected target size {want}, got {list(target.shape)}")
@@ -355,6 +384,9 @@ def cross_entropy(
             f"0.0 and 1.0. Got: {label_smoothing}"
         )
     if input.array.shape == target.array.shape and target.is_floating_point():
+        if ignore_index >= 0:
+            error = ShapeError("ignore_index is not supported for floating point target")
+            recover("cross_entropy", error, {"input": input, "target": target}, {})
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     out: Tensor = cross_entropy_loss(
         input, target, weight, reduction, ignore_index, label_smoothing
@@ -378,6 +410,58 @@ def _soft_cross_entropy(
     if reduction == "mean":
         return sum_(loss) / (loss.numel() if loss.ndim else 1)
     return reduced(loss, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object | None = None,
+) -> Tensor:
+    """Return the cross entropy of ``linear(input, linear_weight, linear_bias)``.
+
+    Shape:
+        input: ``(D)`` or ``(N, D)``, linear_weight: ``(C, D)`` or ``(C, *, D)``, linear_bias:
+        ``(C)`` or ``(C, *)``, target: as for logits ``(C)``, ``(N, C)`` or ``(N, C, *)``.
+    Args:
+        weight, reduction, ignore_index, label_smoothing: as in ``cross_entropy``.
+        options: taken for compatibility: how PyTorch cuts the work; the result does not depend on
+            it.
+    """
+    *batch, features = input.array.shape or (0,)
+    classes, *more, width = linear_weight.array.shape if linear_weight.ndim > 1 else (0, 0)
+    shape = (*batch, classes, *more)
+    operands = {"input": input, "linear_weight": linear_weight, "target": target}
+    soft = target.array.shape == shape
+    wrong = ""
+    if input.ndim not in (1, 2) or linear_weight.ndim < 2:
+        wrong = "expected input of 1 or 2 dimensions and linear_weight of at least 2"
+    elif features != width:
+        wrong = (
+            f"expected equal last dimensions of input and linear_weight, got {features}, {width}"
+        )
+    elif linear_bias is not None and linear_bias.array.shape != (classes, *more):
+        wrong = f"expected linear_bias shape {(classes, *more)}, got {linear_bias.array.shape}"
+    elif more and not batch:
+        wrong = "a linear_weight of more than 2 dimensions needs a batch: input of 2 dimensions"
+    elif soft and ignore_index is not None:
+        wrong = "ignore_index cannot be specified when target contains probabilities"
+    if wrong:
+        recover("linear_cross_entropy", ShapeError(wrong), operands, {})
+    rows = reshape(linear_weight, (-1, width))
+    bias = None if linear_bias is None else reshape(linear_bias, (-1,))
+    logits = reshape(linear(input, rows, bias), shape)
+    ignored = -100 if ignore_index is None else ignore_index
+    return cross_entropy(
+        logits, target, weight, ignore_index=ignored, reduction=reduction,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- picking classes
@@ -487,8 +571,12 @@ def binary_cross_entropy(
     """
     reduction = reduction_of("binary_cross_entropy", reduction, size_average, reduce)
     _demand_same("binary_cross_entropy", input, target)
+    demand_numbers("binary_cross_entropy", input, input)
     x = input.array
-    if x.size and not ((x >= 0) & (x <= 1)).all():
+    if target.array.dtype != x.dtype:
+        error = DtypeError(f"Found dtype {target.array.dtype} but expected {x.dtype}")
+        recover("binary_cross_entropy", error, {"input": input, "target": target}, {})
+    if x.size and not is_traced((input,)) and not ((x >= 0) & (x <= 1)).all():
         raise ShapeError(
             f"{signature('binary_cross_entropy', {'input': input, 'target': target}, {})}: all "
             "elements of input should be between 0 and 1; for logits use "
@@ -615,6 +703,7 @@ def kl_div(
             the divergence by definition.
         log_target: ``target`` holds logarithms too.
     """
+    demand_numbers("kl_div", input, target)
     batchmean = reduction == "batchmean"
     reduction = reduction_of("kl_div", "sum" if batchmean else reduction, size_average, reduce)
     if log_target:
@@ -641,10 +730,11 @@ def gaussian_nll_loss(
         full: add the constant log(2π) / 2.
     """
     reduction = reduction_of("gaussian_nll_loss", reduction, None, None)
+    demand_numbers("gaussian_nll_loss", input, input)
     if not isinstance(var, Tensor):
         var = wrap(array_namespace(input.array).full_like(input.array, var))
     name = signature("gaussian_nll_loss", {"input": input, "target": target, "var": var}, {})
-    if (var.array < 0).any():
+    if not is_traced((var,)) and (var.array < 0).any():
         raise ArgumentError(f"{name}: var has negative entry/entries")
     shape, of = input.array.shape, var.array.shape
     if shape != of and shape[:-1] == of:
@@ -653,8 +743,7 @@ def gaussian_nll_loss(
         len(shape) != len(of) or sum(b for a, b in zip(shape, of, strict=True) if a != b) != 1
     ):
         raise ArgumentError(f"{name}: var is of incorrect size")
-    # As in PyTorch, the limit does not stop the gradient.
-    var = var + wrap(array_namespace(var.array).maximum(eps - var.array, 0))
+    var = at_least(var, eps)
     error = input - target
     loss = 0.5 * (log(var) + error * error / var)
     return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy
+
+from distgrad.autograd.declare import recover
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError, signature
+from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, signature
 from distgrad.ops.activation import logsigmoid
+from distgrad.ops.checks import demand_full_precision, is_floating
 from distgrad.ops.compare import clamp_min, eq, minimum, ne, where
-from distgrad.ops.elementwise import sqrt
-from distgrad.ops.loss import pick, reduced, reduction_of
+from distgrad.ops.elementwise import exp, log1p, sqrt
+from distgrad.ops.loss import at_least, demand_numbers, pick, reduced, reduction_of
 from distgrad.ops.reduce import mean, vector_norm
 from distgrad.ops.reduce import sum as sum_
-from distgrad.ops.shape import expand, unsqueeze
+from distgrad.ops.shape import expand, reshape, unsqueeze
 from distgrad.tensor import Tensor, wrap
 
 __all__ = [
@@ -30,9 +34,22 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Args:
         eps: the smallest norm to divide by.
     """
-    unit1 = x1 / clamp_min(vector_norm(x1, 2, dim, True), eps)
-    unit2 = x2 / clamp_min(vector_norm(x2, 2, dim, True), eps)
-    return sum_(unit1 * unit2, dim)
+    try:
+        if not (is_floating(x1.array) or is_floating(x2.array)):
+            raise DtypeError(
+                "expected common dtype to be floating point, yet common dtype is "
+                f"{x1.array.dtype}; use .float()"
+            )
+        shape = numpy.broadcast_shapes(x1.array.shape, x2.array.shape)
+    except (DistgradError, ValueError) as error:
+        recover("cosine_similarity", error, {"x1": x1, "x2": x2}, {"dim": dim})
+    x1, x2 = expand(x1, shape), expand(x2, shape)
+    return sum_(_unit(x1, dim, eps) * _unit(x2, dim, eps), dim)
+
+
+def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
+    size = vector_norm(x, 2, dim, True)
+    return x / at_least(size, eps)
 
 
 def pairwise_distance(
@@ -53,6 +70,7 @@ def hinge_embedding_loss(
 ) -> Tensor:
     """Return input where target is 1, and max(0, margin - input) where it is -1."""
     reduction = reduction_of("hinge_embedding_loss", reduction, size_average, reduce)
+    demand_numbers("hinge_embedding_loss", input, target)
     far = where(ne(target, 1), clamp_min(margin - input, 0), 0.0)
     near = where(ne(target, -1), input, 0.0)
     return reduced(far + near, reduction)
@@ -67,7 +85,8 @@ def soft_margin_loss(
 ) -> Tensor:
     """Return log(1 + exp(-target·input)), with targets 1 and -1."""
     reduction = reduction_of("soft_margin_loss", reduction, size_average, reduce)
-    return reduced(-logsigmoid(target * input), reduction)
+    demand_numbers("soft_margin_loss", input, target)
+    return reduced(log1p(exp(-input * target)), reduction)
 
 
 def margin_ranking_loss(
@@ -139,6 +158,10 @@ def triplet_margin_loss(
         Balntas et al., "Learning shallow convolutional feature descriptors with triplet losses".
     """
     reduction = reduction_of("triplet_margin_loss", reduction, size_average, reduce)
+    if margin <= 0:
+        raise ArgumentError(
+            f"triplet_margin_loss(margin={margin}): margin must be greater than 0, got {margin}"
+        )
     if not anchor.ndim == positive.ndim == negative.ndim:
         named = {"anchor": anchor, "positive": positive, "negative": negative}
         raise ShapeError(
@@ -203,22 +226,57 @@ def multi_margin_loss(
         input: ``(N, C)`` or ``(C)``, target: ``(N)`` or ``()``, weight: ``(C)``.
     """
     reduction = reduction_of("multi_margin_loss", reduction, size_average, reduce)
-    classes = input.array.shape[-1] if input.ndim else 0
-    named = signature("multi_margin_loss", {"input": input, "target": target}, {"p": p})
-    if p not in (1, 2):
-        raise ArgumentError(f"{named}: only p == 1 and p == 2 supported")
-    xp, labels = array_namespace(input.array), target.array
-    if labels.shape != input.array.shape[:-1]:
-        raise ShapeError(f"{named}: inconsistent target size, expected one class for each row")
-    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise IndexOutOfRange(f"{named}: target out of range: classes are 0 … {classes - 1}")
-    right = unsqueeze(pick(input, target), -1)
-    loss = clamp_min(margin - right + input, 0)
+    try:
+        _check_multi_margin(input, target, p, weight)
+    except DistgradError as error:
+        recover("multi_margin_loss", error, {"input": input, "target": target}, {"p": p})
+    xp, labels = array_namespace(input.array), target.array.reshape(-1)
+    x = input if input.ndim == 2 else reshape(input, (1, -1))
+    classes = x.array.shape[1]
+    right = unsqueeze(pick(x, wrap(labels)), -1)
+    loss = clamp_min(margin - right + x, 0)
     loss = loss * loss if p == 2 else loss
     if weight is not None:
         loss = loss * unsqueeze(wrap(weight.array[labels]), -1)
     wrong = xp.arange(classes) != labels[..., None]
-    return reduced(sum_(where(wrap(wrong), loss, 0.0), -1) / classes, reduction)
+    total = sum_(where(wrap(wrong), loss, 0.0), -1) / classes
+    return reduced(reshape(total, target.array.shape), reduction)
+
+
+def _check_rows(input: Tensor, target: Tensor) -> int:
+    """Return the number of classes of a vector or matrix of scores."""
+    shape = input.array.shape
+    if len(shape) > 2 or (shape and shape[-1] == 0):
+        raise ShapeError(
+            "Expected non-empty vector or matrix with optional 0-dim batch size, but got: "
+            f"{list(shape)}"
+        )
+    demand_full_precision(input.array)
+    if target.array.dtype != "int64":
+        raise DtypeError(f"expected target of dtype int64, but got {target.array.dtype}")
+    return shape[-1] if shape else 1
+
+
+def _check_multi_margin(input: Tensor, target: Tensor, p: int, weight: Tensor | None) -> None:
+    if p not in (1, 2):
+        raise ArgumentError("only p == 1 and p == 2 supported")
+    if weight is not None and weight.ndim != 1:
+        raise ArgumentError("weight must be one-dimensional")
+    classes, labels = _check_rows(input, target), target.array
+    rows = input.array.shape[0] if input.ndim == 2 else 1
+    if labels.ndim > 1 or labels.size != rows:
+        raise ShapeError(
+            f"target tensor should be 1-D, one class for each row. Expected target size [{rows}], "
+            f"but got {list(labels.shape)}"
+        )
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise ShapeError(f"target out of range: classes are 0 … {classes - 1}")
+    if weight is not None and weight.array.shape != (classes,):
+        raise ShapeError(
+            f"inconsistent weight size, expected {classes} but got {list(weight.array.shape)}"
+        )
+    if weight is not None and weight.array.dtype != input.array.dtype:
+        raise DtypeError(f"expected weight of {input.array.dtype}, but got {weight.array.dtype}")
 
 
 def multilabel_margin_loss(
@@ -234,18 +292,24 @@ def multilabel_margin_loss(
         input and target: ``(N, C)`` or ``(C)``; a row of target lists classes up to the first -1.
     """
     reduction = reduction_of("multilabel_margin_loss", reduction, size_average, reduce)
-    named = signature("multilabel_margin_loss", {"input": input, "target": target}, {})
-    if input.array.shape != target.array.shape or input.ndim not in (1, 2):
-        raise ShapeError(f"{named}: inconsistent target size, expected that of input")
-    xp, classes = array_namespace(input.array), input.array.shape[-1]
-    rows = target.array.reshape(-1, classes)
-    if rows.size and (int(rows.min()) < -1 or int(rows.max()) >= classes):
-        raise ShapeError(f"{named}: argument target is out of range: -1 … {classes - 1}")
+    try:
+        classes = _check_rows(input, target)
+        if input.array.shape != target.array.shape:
+            raise ShapeError(
+                f"inconsistent target size: {list(target.array.shape)} for input of size: "
+                f"{list(input.array.shape)}"
+            )
+        rows = target.array.reshape(-1, classes)
+        if rows.size and (int(rows.min()) < -1 or int(rows.max()) >= classes):
+            raise ShapeError(f"target is out of range: -1 … {classes - 1}")
+    except DistgradError as error:
+        recover("multilabel_margin_loss", error, {"input": input, "target": target}, {})
+    xp = array_namespace(input.array)
     listed = xp.cumsum(rows < 0, axis=1) == 0
     index = xp.where(listed, rows, 0)
     others = xp.ones(rows.shape, bool)
     others[xp.nonzero(listed)[0], rows[listed]] = False
-    x = input if input.ndim == 2 else unsqueeze(input, 0)
+    x = input if input.ndim == 2 else reshape(input, (1, -1))
     shape = (*rows.shape, classes)
     right = pick(expand(unsqueeze(x, -1), shape), wrap(index))
     loss = clamp_min(1 - unsqueeze(right, -1) + unsqueeze(x, 1), 0)

@@ -13,14 +13,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import as_method, op, promote_all, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
-from distgrad.errors import DtypeError, ShapeError
+from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
+from distgrad.ops.compare import logical_or
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.reduce import sum as sum_
-from distgrad.ops.shape import permute, reshape, unsqueeze, wrap_dim, wrap_dims
+from distgrad.ops.shape import (
+    broadcast_tensors,
+    expand,
+    permute,
+    reshape,
+    unsqueeze,
+    wrap_dim,
+    wrap_dims,
+)
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Number
 
@@ -55,6 +64,8 @@ def product(xp: Namespace, a: Any, b: Any) -> Any:
             f"expected m1 and m2 to have the same dtype, but got: {a.dtype} != {b.dtype}; "
             "convert one with .to(dtype)"
         )
+    if a.dtype.itemsize == 1 and a.dtype.kind == "b":
+        raise DtypeNotImplemented("matrix products are not implemented for bool; use .int()")
     if a.dtype.itemsize < 4 and a.dtype.kind in "fV":  # half precision adds up in float32
         return product(xp, a.astype(xp.float32), b.astype(xp.float32)).astype(a.dtype)
     if b.ndim == 2 and a.ndim > 2 and a.shape[-1] == b.shape[0]:
@@ -213,10 +224,27 @@ def ger(input: Tensor, vec2: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------- products added to a tensor
-def _weighted(input: Tensor, made: Tensor, beta: Number, alpha: Number) -> Tensor:
+def _weighted(
+    name: str, input: Tensor, operands: dict[str, Tensor], made: Tensor, beta: Any, alpha: Any
+) -> Tensor:
     """Return ``beta * input + alpha * made``; with ``beta`` 0 nothing of input counts, nan too."""
+    dtype = made.array.dtype
+    if input.array.dtype != dtype:
+        error = DtypeError(
+            f"self and mat2 must have the same dtype, but got {input.array.dtype} and {dtype}; "
+            "convert one with .to(dtype)"
+        )
+        recover(name, error, {"input": input, **operands}, {"beta": beta, "alpha": alpha})
+    if dtype.kind != "c" and (isinstance(beta, complex) or isinstance(alpha, complex)):
+        error = DtypeError("beta and alpha of real matrices cannot be complex")
+        recover(name, error, {"input": input, **operands}, {"beta": beta, "alpha": alpha})
+    if dtype.kind in "iu":  # as PyTorch's kernels take them
+        beta, alpha = int(beta), int(alpha)
     if alpha != 1:
         made = mul(made, alpha)
+    shape = made.array.shape
+    if input.array.shape != shape:
+        input = expand(input, shape)
     if not beta:
         return made
     return add(made, input if beta == 1 else mul(input, beta))
@@ -227,8 +255,9 @@ def addmm(
     input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
     """Return ``beta * input + alpha * (mat1 @ mat2)``."""
-    _ranks("addmm", {"mat1": mat1, "mat2": mat2}, (2, 2))
-    return _weighted(input, matmul(mat1, mat2), beta, alpha)
+    operands = {"mat1": mat1, "mat2": mat2}
+    _ranks("addmm", operands, (2, 2))
+    return _weighted("addmm", input, operands, matmul(mat1, mat2), beta, alpha)
 
 
 @takes_out
@@ -236,7 +265,8 @@ def addmv(
     input: Tensor, mat: Tensor, vec: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
     """Return ``beta * input + alpha * (mat @ vec)``."""
-    return _weighted(input, mv(mat, vec), beta, alpha)
+    operands = {"mat": mat, "vec": vec}
+    return _weighted("addmv", input, operands, mv(mat, vec), beta, alpha)
 
 
 @takes_out
@@ -244,7 +274,21 @@ def addr(
     input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
     """Return ``beta * input + alpha * outer(vec1, vec2)``."""
-    return _weighted(input, outer(vec1, vec2), beta, alpha)
+    operands = {"input": input, "vec1": vec1, "vec2": vec2}
+    _ranks("addr", {"vec1": vec1, "vec2": vec2}, (1, 1))
+    input, vec1, vec2 = promote_all(input, vec1, vec2)
+    kind = input.array.dtype.kind
+    for name, value in (("beta", beta), ("alpha", alpha)):
+        if kind in "biu" and isinstance(value, float):
+            error = DtypeError(
+                f"For integral input tensors, argument {name} must not be a floating point number."
+            )
+            recover("addr", error, operands, {"beta": beta, "alpha": alpha})
+    made = outer(vec1, vec2)
+    if kind == "b":
+        made = made if alpha else mul(made, False)
+        return logical_or(made, input) if beta else made
+    return _weighted("addr", input, operands, made, beta, alpha)
 
 
 @takes_out
@@ -252,7 +296,8 @@ def baddbmm(
     input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
     """Return ``beta * input + alpha * (batch1 @ batch2)``."""
-    return _weighted(input, bmm(batch1, batch2), beta, alpha)
+    operands = {"batch1": batch1, "batch2": batch2}
+    return _weighted("baddbmm", input, operands, bmm(batch1, batch2), beta, alpha)
 
 
 @takes_out
@@ -260,7 +305,15 @@ def addbmm(
     input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number = 1, alpha: Number = 1
 ) -> Tensor:
     """Return ``beta * input + alpha * sum(batch1 @ batch2)``, the sum over the batch."""
-    return _weighted(input, sum_(bmm(batch1, batch2), 0), beta, alpha)
+    operands = {"batch1": batch1, "batch2": batch2}
+    left, right = batch1.array.shape, batch2.array.shape
+    _ranks("addbmm", operands, (3, 3))
+    if left[0] != right[0] or left[2] != right[1]:
+        bmm(batch1, batch2)  # says what is wrong
+    many = left[0] * left[2]  # the sum over the batch is one long product
+    wide = reshape(permute(batch1, (1, 0, 2)), (left[1], many))
+    made = matmul(wide, reshape(batch2, (many, right[2])))
+    return _weighted("addbmm", input, operands, made, beta, alpha)
 
 
 # ---------------------------------------------------------------------- the layer
@@ -323,6 +376,8 @@ def _d_weight(F: Any, g: Any, input: Any, weight_shape: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- several dimensions at once
+@takes_out
+@takes_out
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """Return the sums of products over ``dims`` of ``a`` and ``b``.
 
@@ -372,9 +427,9 @@ def _broadcast_contracted(a: Tensor, b: Tensor, one: Any, two: Any) -> tuple[Ten
     """Return the operands with a length of 1 on one side summed away on the other."""
     for i, j in zip(one, two, strict=True):
         if a.array.shape[i] == 1:
-            b = sum_(b, j, True) if b.array.shape[j] != 1 else b
+            b = sum_(b, j, True, dtype=b.dtype) if b.array.shape[j] != 1 else b
         elif b.array.shape[j] == 1:
-            a = sum_(a, i, True)
+            a = sum_(a, i, True, dtype=a.dtype)
     return a, b
 
 
@@ -389,9 +444,13 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
     return reshape(mul(wide, tight), tuple(m * n for m, n in zip(a, b, strict=True)))
 
 
+@takes_out
 def chain_matmul(*matrices: Tensor) -> Tensor:
     """Return the product of matrices, multiplied in the order that costs least."""
-    many = list(matrices[0]) if len(matrices) == 1 else list(matrices)
+    one = len(matrices) == 1 and isinstance(matrices[0], list | tuple)
+    many = list(matrices[0]) if one else list(matrices)
+    if not many:
+        raise ShapeError("chain_matmul(): Expected one or more matrices")
     for number, matrix in enumerate(many):
         if matrix.array.ndim != 2:
             _ranks("chain_matmul", {f"matrices[{number}]": matrix}, (2,))
@@ -420,23 +479,38 @@ def multiply_chain(matrices: Sequence[Tensor]) -> Tensor:
     return multiplied(0, n - 1)
 
 
+@takes_out
+@takes_out
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
-    """Return the cross product of vectors of three elements along ``dim``.
+    """Return the cross product of vectors of three elements along ``dim``; the rest broadcasts.
 
     Without ``dim`` it is the first dimension of length 3.
     """
+    if dim is None:
+        shape = input.array.shape
+        if 3 not in shape:
+            error = ShapeError("no dimension of size 3 in input")
+            recover("cross", error, {"input": input, "other": other}, {"dim": dim})
+        dim = shape.index(3)
+    return cross_product(input, other, dim)
+
+
+def cross_product(input: Tensor, other: Tensor, dim: int) -> Tensor:
     a, b = input.array.shape, other.array.shape
     try:
-        if dim is None:
-            if 3 not in a:
-                raise ShapeError("no dimension of size 3 in input")
-            dim = a.index(3) - len(a)
-        place = wrap_dim(dim, len(a))
-        if len(a) != len(b) or a[place] != 3 or b[place] != 3:
-            raise ShapeError(
-                "inputs must have the same number of dimensions and dimension "
-                f"{dim} must have length 3; got {list(a)} and {list(b)}"
+        if len(a) != len(b):
+            raise ShapeError("inputs must have the same number of dimensions")
+        if input.array.dtype != other.array.dtype:
+            raise DtypeError(
+                f"expected both of one dtype but found {input.array.dtype} and "
+                f"{other.array.dtype}; convert one with .to(dtype)"
             )
+        place = wrap_dim(dim, len(a))
+        if not a or a[place] != 3 or b[place] != 3:
+            raise ShapeError(
+                f"inputs dimension {dim} must have length 3. Got {list(a)} and {list(b)}"
+            )
+        input, other = broadcast_tensors(input, other)
     except Exception as error:
         recover("cross", error, {"input": input, "other": other}, {"dim": dim})
     one, two = _turned(input, place), _turned(other, place)
@@ -451,6 +525,9 @@ def _turned(x: Tensor, dim: int) -> Tensor:
 def trace(input: Tensor) -> Tensor:
     """Return the sum of the diagonal of a matrix."""
     _ranks("trace", {"input": input}, (2,))
+    if input.array.dtype.kind == "b":
+        error = DtypeNotImplemented("not implemented for bool; convert with .int()")
+        recover("trace", error, {"input": input}, {})
     return sum_(input.diagonal())
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 
 from distgrad.autograd.declare import as_method, as_property, op, recover
+from distgrad.autograd.inplace import detach_
 from distgrad.autograd.samples import unary
 from distgrad.backend import device as devices
 from distgrad.backend import dtype as dtypes
+from distgrad.backend.layout import preserve_format
 from distgrad.errors import ArgumentTypeError, ShapeError
+from distgrad.ops.arrange import flip
 from distgrad.ops.shape import clone, to_dtype
-from distgrad.tensor import Tensor, wrap
+from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
-__all__ = ["is_nonzero", "is_same_size"]
+__all__ = [
+    "detach", "detach_", "get_device", "is_conj", "is_inference", "is_neg", "is_nonzero",
+    "is_same_size", "resolve_conj", "resolve_neg",
+]  # fmt: skip
 
 
-@op("linear", samples=unary(), method=False, node="ToCopyBackward0", reference="clone",
+@op("linear", widens=False,
+    samples=unary(), method=False, node="ToCopyBackward0", reference="clone",
     d_input=lambda F, g, input: F.to_device(g, _device_of(input)))  # fmt: skip
 def to_device(xp: Namespace, input: Tensor, device: devices.device = devices.CPU) -> Array:
     """Return a copy on another device."""
@@ -48,7 +55,7 @@ def to(
         device: the device.
         non_blocking: has no effect.
         copy: copy even when nothing changes.
-        memory_format: has no effect.
+        memory_format: the order in memory; ``preserve_format`` leaves it as it is.
 
     Example:
         >>> import distgrad as dg
@@ -66,6 +73,9 @@ def to(
     out = converted(self, kind)
     if device is not None and not devices.is_on(self.array, place):
         out = to_device(out, place)
+    if memory_format not in (None, preserve_format):
+        if not out.is_contiguous(memory_format=memory_format):
+            return clone(out, memory_format=memory_format)
     return clone(out) if copy and out is self else out
 
 
@@ -121,64 +131,69 @@ def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
 
 
 # ---------------------------------------------------------------------- one method per dtype
-def double(self: Tensor) -> Tensor:
+def _in_type(self: Tensor, kind: dtypes.dtype, memory_format: Any) -> Tensor:
+    out = converted(self, kind.numpy)
+    return out if memory_format is preserve_format else to(out, memory_format=memory_format)
+
+
+def double(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in float64."""
-    return converted(self, dtypes.float64.numpy)
+    return _in_type(self, dtypes.float64, memory_format)
 
 
-def float_(self: Tensor) -> Tensor:
+def float_(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in float32."""
-    return converted(self, dtypes.float32.numpy)
+    return _in_type(self, dtypes.float32, memory_format)
 
 
-def half(self: Tensor) -> Tensor:
+def half(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in float16."""
-    return converted(self, dtypes.float16.numpy)
+    return _in_type(self, dtypes.float16, memory_format)
 
 
-def bfloat16(self: Tensor) -> Tensor:
+def bfloat16(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in bfloat16."""
-    return converted(self, dtypes.bfloat16.numpy)
+    return _in_type(self, dtypes.bfloat16, memory_format)
 
 
-def long(self: Tensor) -> Tensor:
+def long(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in int64, rounded towards zero."""
-    return converted(self, dtypes.int64.numpy)
+    return _in_type(self, dtypes.int64, memory_format)
 
 
-def int_(self: Tensor) -> Tensor:
+def int_(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in int32, rounded towards zero."""
-    return converted(self, dtypes.int32.numpy)
+    return _in_type(self, dtypes.int32, memory_format)
 
 
-def short(self: Tensor) -> Tensor:
+def short(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in int16, rounded towards zero."""
-    return converted(self, dtypes.int16.numpy)
+    return _in_type(self, dtypes.int16, memory_format)
 
 
-def char(self: Tensor) -> Tensor:
+def char(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in int8, rounded towards zero."""
-    return converted(self, dtypes.int8.numpy)
+    return _in_type(self, dtypes.int8, memory_format)
 
 
-def byte(self: Tensor) -> Tensor:
+def byte(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in uint8, rounded towards zero."""
-    return converted(self, dtypes.uint8.numpy)
+    return _in_type(self, dtypes.uint8, memory_format)
 
 
-def bool_(self: Tensor) -> Tensor:
+def bool_(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return True where this tensor is not zero."""
-    return converted(self, dtypes.bool_.numpy)
+    return _in_type(self, dtypes.bool_, memory_format)
 
 
-def cfloat(self: Tensor) -> Tensor:
+def cfloat(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in complex64."""
-    return converted(self, dtypes.complex64.numpy)
+    return _in_type(self, dtypes.complex64, memory_format)
 
 
-def cdouble(self: Tensor) -> Tensor:
+def cdouble(self: Tensor, *, memory_format: Any = preserve_format) -> Tensor:
     """Return this tensor in complex128."""
-    return converted(self, dtypes.complex128.numpy)
+    return _in_type(self, dtypes.complex128, memory_format)
 
 
 # ---------------------------------------------------------------------- devices and comparisons
@@ -226,31 +241,86 @@ def is_nonzero(input: Tensor) -> bool:
     return bool(input.array.item())
 
 
-def storage_offset(self: Tensor) -> int:
-    """Return how many elements stand in memory before the first one of this view."""
-    base = self.array if self._base is None else self._base.array
-    start = wrap(base).data_ptr()
-    return int((self.data_ptr() - start) // self.array.itemsize)
-
-
 def _is_cpu(self: Tensor) -> bool:
     """True when the array lives in host memory."""
     return not self.is_cuda
 
 
-def detach_(self: Tensor) -> Tensor:
-    """Cut this tensor off from its history, in place, and return it."""
-    self._node, self.requires_grad = None, False
-    return self
+def detach(input: Tensor) -> Tensor:
+    """Return the same memory without a history."""
+    return input.detach()
+
+
+# ---------------------------------------------------------------------- what PyTorch does lazily
+def is_conj(input: Tensor) -> bool:
+    """Return False: conjugation is done at once."""
+    return False
+
+
+def is_neg(input: Tensor) -> bool:
+    """Return False: negation is done at once."""
+    return False
+
+
+def resolve_conj(input: Tensor) -> Tensor:
+    """Return ``input``: conjugation was done at once."""
+    return input
+
+
+def resolve_neg(input: Tensor) -> Tensor:
+    """Return ``input``: negation was done at once."""
+    return input
+
+
+def is_inference(input: Tensor) -> bool:
+    """Return False: what ``inference_mode`` makes is an ordinary tensor."""
+    return False
+
+
+# ---------------------------------------------------------------------- as a Python container
+def _contains(self: Tensor, element: Any) -> bool:
+    """Return True when one of the elements equals ``element``."""
+    if not isinstance(element, Tensor | int | float | complex | numpy.number):
+        error = ShapeError(
+            "Tensor.__contains__ only supports Tensor or scalar, but you passed in a "
+            f"{type(element)}"
+        )
+        recover("__contains__", error, {"self": self}, {})
+    found: Tensor = self == element
+    return bool(found.array.any())
+
+
+def _reversed(self: Tensor) -> Tensor:
+    """Return a copy with the order along dimension 0 reversed."""
+    return flip(self, (0,)) if self.array.ndim else self
+
+
+def _delete(self: Tensor, index: Any) -> NoReturn:
+    """Refuse ``del tensor[index]``."""
+    recover("__delitem__", ArgumentTypeError("Tensor does not support deleting items"),
+            {"self": self}, {"index": index})  # fmt: skip
+    raise AssertionError
+
+
+def to_sparse(self: Tensor, *args: Any) -> NoReturn:
+    """Refuse: all tensors of this package are strided."""
+    raise NotImplementedError(
+        f"to_sparse({self._brief()}): there are no sparse tensors here; keep values and indices "
+        "in two tensors, for example of nonzero()"
+    )
 
 
 for _function in (
     bfloat16, byte, cdouble, cfloat, char, cpu, cuda, detach_, double, get_device, half,
-    is_nonzero, is_same_size, is_signed, long, ndimension, short, storage_offset, to, type_as,
+    is_conj, is_inference, is_neg, is_nonzero, is_same_size, is_signed, long, ndimension,
+    resolve_conj, resolve_neg, short, to, to_sparse, type_as,
 ):  # fmt: skip
     as_method(_function)
 del _function
 as_property(_is_cpu, "is_cpu")
+as_method(_contains, "__contains__")
+as_method(_delete, "__delitem__")
+as_method(_reversed, "__reversed__")
 as_method(bool_, "bool")
 as_method(float_, "float")
 as_method(int_, "int")

@@ -6,21 +6,32 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distgrad.autograd.declare import op
+from distgrad.autograd import engine
+from distgrad.autograd.declare import op, recover
+from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
+from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import finfo
-from distgrad.errors import ArgumentError, DtypeError, ShapeError, describe, signature
+from distgrad.errors import (
+    ArgumentError,
+    DistgradError,
+    DtypeError,
+    ShapeError,
+    describe,
+    signature,
+)
 from distgrad.ops.arrange import pad
+from distgrad.ops.checks import as_dtype, demand_floating, widened
 from distgrad.ops.compare import clamp_min
 from distgrad.ops.pool import avg_pool2d
-from distgrad.ops.reduce import vector_norm
-from distgrad.ops.shape import reshape
-from distgrad.tensor import Tensor, shared_of
+from distgrad.ops.reduce import mean, vector_norm
+from distgrad.ops.shape import reshape, unsqueeze
+from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
     "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm",
-    "native_batch_norm", "native_layer_norm", "normalize", "rms_norm",
+    "native_batch_norm", "native_group_norm", "native_layer_norm", "normalize", "rms_norm",
 ]  # fmt: skip
 
 
@@ -47,8 +58,6 @@ def _check_normalized_shape(op_: str, x: Array, shape: Shape, *affine: Array | N
                 f"Expected {name} to be of same shape as normalized_shape, but got {name} of "
                 f"shape {list(a.shape)} and normalized_shape = {list(shape)}"
             )
-        if a is not None and a.dtype != x.dtype and x.dtype.itemsize != 2:
-            raise DtypeError(f"expected {name} of dtype {x.dtype} like input, but got {a.dtype}")
 
 
 # ---------------------------------------------------------------------- layer norm
@@ -56,8 +65,13 @@ def _layer_norm(
     xp: Namespace, x: Array, shape: Shape, weight: Array | None, bias: Array | None, eps: float
 ) -> tuple[Array, Array, Array]:
     _check_normalized_shape("layer_norm", x, shape, weight, bias)
-    if x.dtype.kind != "f" and x.dtype.kind != "V":
-        raise DtypeError(f"expected a floating point input, but got {x.dtype}; use .float()")
+    demand_floating(x)
+    for a in (weight, bias):
+        if a is not None and a.dtype != x.dtype and (x.dtype.itemsize != 2 or a.dtype != "float32"):
+            raise DtypeError(
+                f"mixed dtype (CPU): expect parameter to have scalar type of {x.dtype} as input, "
+                f"or of Float beside half precision, but got {a.dtype}"
+            )
     width = math.prod(shape)
     rows = _rows(xp, x, width)
     out = xp.empty_like(rows)
@@ -124,8 +138,9 @@ def _d_layer_norm(
                 product -= unit
             product *= scale
     d_input = None if out is None else out.reshape(input.shape).astype(input.dtype, copy=False)
+    kind = input.dtype if weight is None else weight.dtype
     d_weight, d_bias = (
-        s.reshape(normalized_shape).astype(input.dtype, copy=False) if needed else None
+        s.reshape(normalized_shape).astype(kind, copy=False) if needed else None
         for s, needed in zip(sums, needs[1:], strict=True)
     )
     return d_input, d_weight, d_bias
@@ -158,7 +173,7 @@ def _layer_norm_formula(
     formula=_layer_norm_formula,
     d_all=_d_layer_norm,
 )  # fmt: skip
-def native_layer_norm(
+def fused_layer_norm(
     xp: Namespace,
     input: Tensor,
     normalized_shape: Shape,
@@ -166,8 +181,25 @@ def native_layer_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Any:
-    """Return ``layer_norm``, and the mean and 1 / standard deviation it used."""
+    """Return ``layer_norm``, and the mean and 1 / standard deviation it used, in float32 at least.
+
+    Raises:
+        DtypeError: weight or bias have another dtype than input, and not both float32 beside half.
+    """
     return _layer_norm(xp, input, tuple(normalized_shape), weight, bias, eps)
+
+
+def native_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``layer_norm``, and the mean and 1 / standard deviation it used."""
+    out, mean, rstd = fused_layer_norm(input, tuple(normalized_shape), weight, bias, eps)
+    kind = (input if weight is None else weight).array.dtype
+    return out, as_dtype(mean, kind), as_dtype(rstd, kind)
 
 
 def layer_norm(
@@ -184,15 +216,20 @@ def layer_norm(
     Source:
         Ba, Kiros, Hinton, "Layer Normalization" (2016).
     """
-    out: Tensor = native_layer_norm(input, tuple(normalized_shape), weight, bias, eps)[0]
+    out: Tensor = fused_layer_norm(input, tuple(normalized_shape), weight, bias, eps)[0]
     return out
 
 
 # ---------------------------------------------------------------------- root mean square norm
+def _raw(weight: Tensor | None) -> Array | None:
+    return None if weight is None else weight.array
+
+
 def _rms_norm(
     xp: Namespace, x: Array, shape: Shape, weight: Array | None, eps: float
 ) -> tuple[Array, Array]:
     _check_normalized_shape("rms_norm", x, shape, weight)
+    demand_floating(x)
     width = math.prod(shape)
     rows = _rows(xp, x, width)
     out, rstd = xp.empty_like(rows), xp.empty((len(rows), 1), rows.dtype)
@@ -237,7 +274,8 @@ def _d_rms_norm(
             product -= unit
         product *= rstd[part]
     d_input = out.reshape(input.shape).astype(input.dtype, copy=False)
-    return d_input, d_weight.reshape(normalized_shape).astype(input.dtype, copy=False)
+    kind = input.dtype if weight is None else weight.dtype
+    return d_input, d_weight.reshape(normalized_shape).astype(kind, copy=False)
 
 
 def _rms_norm_formula(F: Any, input: Any, normalized_shape: Shape, weight: Any, eps: float) -> Any:
@@ -278,8 +316,16 @@ def rms_norm(
     Source:
         Zhang, Sennrich, "Root Mean Square Layer Normalization" (2019).
     """
+    try:
+        demand_floating(input.array, "complex64", "complex128")
+    except DistgradError as error:
+        recover("rms_norm", error, {"input": input}, {})
     if eps is None:
         eps = finfo(input.dtype).eps
+    if input.array.dtype.kind == "c":
+        _check_normalized_shape("rms_norm", input.array, tuple(normalized_shape), _raw(weight))
+        F = engine.tensor_functions
+        return _rms_norm_formula(F, input, tuple(normalized_shape), weight, eps)  # type: ignore[no-any-return]
     out: Tensor = fused_rms_norm(input, tuple(normalized_shape), weight, eps)[0]
     return out
 
@@ -353,7 +399,9 @@ def _d_batch_norm(
         move -= (d_bias / count)[:, None]
         move += gs[part]
         xp.multiply(move, scale, out=out[part])
-    return out.reshape(input.shape).astype(input.dtype, copy=False), d_weight, d_bias
+    kind = input.dtype if weight is None else weight.dtype
+    d_input = out.reshape(input.shape).astype(input.dtype, copy=False)
+    return d_input, d_weight.astype(kind, copy=False), d_bias.astype(kind, copy=False)
 
 
 def _batch_norm_formula(F: Any, input: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -377,7 +425,7 @@ def _batch_norm_formula(F: Any, input: Any, weight: Any, bias: Any, eps: float) 
     formula=_batch_norm_formula,
     d_all=_d_batch_norm,
 )  # fmt: skip
-def native_batch_norm(
+def batch_statistics_norm(
     xp: Namespace, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Any:
     """Return ``batch_norm`` by this batch's statistics, and its mean and biased variance."""
@@ -405,28 +453,79 @@ def batch_norm(
         Ioffe, Szegedy, "Batch Normalization" (2015).
     """
     running = {"running_mean": running_mean, "running_var": running_var}
-    _check_channels("batch_norm", input, running | {"weight": weight, "bias": bias})
-    if not training:
-        return _by_running("batch_norm", input, running_mean, running_var, weight, bias, eps)
-    count = input.numel() // max(input.array.shape[1], 1)
-    if count == 1:
+    if training and input.ndim and _values_per_channel(input.array.shape) == 1:
         raise ArgumentError(
             f"{signature('batch_norm', {'input': input}, {'training': True})}: Expected more than "
             f"1 value per channel when training, got input size {input.shape}; use a larger batch"
         )
-    out, mean, var = native_batch_norm(input, weight, bias, eps)
-    _move(running_mean, mean.array, momentum)
-    _move(running_var, var.array * (count / max(count - 1, 1)), momentum)
-    return out  # type: ignore[no-any-return]
+    _check_channels("batch_norm", input, running | {"weight": weight, "bias": bias})
+    if input.ndim < 2:
+        return input.clone()
+    if not training:
+        return _by_running("batch_norm", input, running_mean, running_var, weight, bias, eps)
+    return _by_batch(input, running_mean, running_var, weight, bias, momentum, eps)[0]
+
+
+def _values_per_channel(shape: Shape) -> int:
+    return shape[0] * math.prod(shape[2:])
+
+
+def _by_batch(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``input`` normalised by its own mean and variance, and these; move running ones."""
+    out, mean, var = batch_statistics_norm(input, weight, bias, eps)
+    count = _values_per_channel(input.array.shape)
+    if count:
+        _move(running_mean, mean.array, momentum)
+        _move(running_var, var.array * (count / max(count - 1, 1)), momentum)
+    return out, mean, var
+
+
+@takes_out
+def native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``batch_norm``, and the batch's mean and 1 / standard deviation (empty in evaluation).
+
+    Args:
+        running_mean, running_var: as in ``batch_norm``.
+    """
+    running = {"running_mean": running_mean, "running_var": running_var}
+    _check_channels("native_batch_norm", input, running | {"weight": weight, "bias": bias})
+    xp, kind = array_namespace(input.array), (input if weight is None else weight).array.dtype
+    if not training:
+        out = _by_running("native_batch_norm", input, running_mean, running_var, weight, bias, eps)
+        return out, wrap(xp.empty(0, kind)), wrap(xp.empty(0, kind))
+    out, mean, var = _by_batch(input, running_mean, running_var, weight, bias, momentum, eps)
+    rstd = 1 / xp.sqrt(var.array + eps)
+    return out, as_dtype(mean, kind), wrap(rstd.astype(kind, copy=False))
 
 
 def _check_channels(name: str, input: Tensor, vectors: dict[str, Tensor | None]) -> None:
-    if input.ndim < 2:
-        raise ArgumentError(
-            f"{signature(name, {'input': input}, {})}: expected at least 2D input "
-            f"(N, C, *), got {input.ndim}D input"
+    if input.ndim < 2 and (input.numel() or name == "group_norm"):
+        raise ShapeError(
+            f"{signature(name, {'input': input}, {})}: Expected at least 2 dimensions for input "
+            f"tensor (N, C, *), but received {input.ndim}"
         )
-    channels = input.array.shape[1]
+    try:
+        demand_floating(input.array)
+    except DistgradError as error:
+        recover(name, error, {"input": input}, {})
+    channels = input.array.shape[1] if input.ndim > 1 else 0
     for key, v in vectors.items():
         if v is not None and v.array.shape != (channels,):
             raise ShapeError(
@@ -450,17 +549,19 @@ def _by_running(
             f"{signature(name, {'input': input}, {})}: Expected running_mean and running_var to be "
             "defined when training=False; give them or use training=True"
         )
-    shape = (1, -1) + (1,) * (input.ndim - 2)
+    shape, kind = (1, -1) + (1,) * (input.ndim - 2), input.array.dtype
+    input, mean, var = widened(input), widened(mean), widened(var)
     scale = (var + eps) ** -0.5 if weight is None else weight * (var + eps) ** -0.5
     shift = -mean * scale if bias is None else bias - mean * scale
-    return input * reshape(scale, shape) + reshape(shift, shape)
+    out = input * reshape(scale, shape) + reshape(shift, shape)
+    return as_dtype(out, kind)
 
 
 def _move(running: Tensor | None, new: Array, momentum: float) -> None:
     """Move a running statistic towards ``new`` in place, outside autograd."""
     if running is not None:
-        running.array *= 1 - momentum
-        running.array += momentum * new
+        wide = array_namespace(new).widened(running.array)
+        running.array[...] = wide * (1 - momentum) + momentum * new
         shared_of(running).bump()
 
 
@@ -483,18 +584,18 @@ def instance_norm(
         Ulyanov, Vedaldi, Lempitsky, "Instance Normalization" (2016).
     """
     running = {"running_mean": running_mean, "running_var": running_var}
+    if use_input_stats and math.prod(input.array.shape[2:]) == 1:
+        raise ArgumentError(
+            f"{signature('instance_norm', {'input': input}, {})}: Expected more than 1 spatial "
+            f"element when training, got input size {input.shape}"
+        )
     _check_channels("instance_norm", input, running | {"weight": weight, "bias": bias})
     if not use_input_stats:
         return _by_running("instance_norm", input, running_mean, running_var, weight, bias, eps)
     batch, channels, *space = input.array.shape
     count = math.prod(space)
-    if count == 1:
-        raise ArgumentError(
-            f"{signature('instance_norm', {'input': input}, {})}: Expected more than 1 spatial "
-            f"element when training, got input size {input.shape}"
-        )
     rows = reshape(input, (1, batch * channels, *space))
-    out, mean, var = native_batch_norm(rows, None, None, eps)
+    out, mean, var = batch_statistics_norm(rows, None, None, eps)
     _move(running_mean, mean.array.reshape(batch, channels).mean(0), momentum)
     unbiased = var.array.reshape(batch, channels).mean(0) * (count / max(count - 1, 1))
     _move(running_var, unbiased, momentum)
@@ -531,12 +632,60 @@ def group_norm(
             f"number of channels in input to be divisible by num_groups, but {channels} % "
             f"{num_groups} != 0"
         )
+    if (
+        _values_per_channel((batch * channels // num_groups, num_groups, *input.array.shape[2:]))
+        == 1
+    ):
+        raise ArgumentError(
+            f"{signature('group_norm', {'input': input}, {'num_groups': num_groups})}: Expected "
+            f"more than 1 value per channel when training, got input size {input.shape}"
+        )
+    return _grouped(input, num_groups, weight, bias, eps)
+
+
+def _grouped(
+    input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    batch = input.array.shape[0]
     width = input.numel() // max(batch * num_groups, 1)
     rows = reshape(input, (batch * num_groups, width))
     out = layer_norm(rows, (width,), None, None, eps) if width else rows
-    return _affine(reshape(out, input.array.shape), weight, bias)
+    out = _affine(reshape(out, input.array.shape), weight, bias)
+    return as_dtype(out, input.array.dtype)
 
 
+def native_group_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    N: int,
+    C: int,
+    HxW: int,
+    group: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``group_norm``, and the mean and 1 / standard deviation of each image's groups.
+
+    Shape:
+        input: ``N * C * HxW`` elements, weight and bias: ``(C)``; mean and rstd: ``(N, group)``.
+    """
+    if group <= 0 or C % group:
+        raise ShapeError(
+            f"{signature('native_group_norm', {'input': input}, {'group': group})}: Expected "
+            f"number of channels in input to be divisible by num_groups, but {C} % {group} != 0"
+        )
+    kind = (input if weight is None else weight).array.dtype
+    rows = as_dtype(
+        reshape(input, (N, group, C // group * HxW)), "float64" if kind == "float64" else "float32"
+    )
+    middle = mean(rows, -1)
+    centred = rows - unsqueeze(middle, -1)
+    rstd = (mean(centred * centred, -1) + eps) ** -0.5
+    out = _grouped(input, group, weight, bias, eps)
+    return out, as_dtype(middle, kind), as_dtype(rstd, kind)
+
+
+@takes_out
 def normalize(
     input: Tensor, p: float = 2.0, dim: int | tuple[int, ...] = 1, eps: float = 1e-12
 ) -> Tensor:

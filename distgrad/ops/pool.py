@@ -1,4 +1,4 @@
-"""Pooling: maxima with their places, averages, adaptive forms, unpooling.
+"""Pooling: maxima with their places, averages.
 
 Places are numbered within an image's spatial dimensions laid out in a row, as in PyTorch.
 """
@@ -12,22 +12,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distgrad.autograd.declare import op
-from distgrad.autograd.samples import case, distinct, given, real
-from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, DistgradError, ShapeError, explain
+from distgrad.autograd.outputs import takes_out
+from distgrad.autograd.samples import case, distinct, real
+from distgrad.errors import DistgradError, ShapeError, explain
 from distgrad.ops.activation import relu
+from distgrad.ops.checks import demand_floating, demand_full_precision, is_floating
 from distgrad.ops.elementwise import abs as abs_
 from distgrad.ops.elementwise import sign
-from distgrad.ops.matmul import matmul
-from distgrad.ops.shape import movedim
-from distgrad.tensor import Tensor, ndarray, wrap
+from distgrad.tensor import Tensor, ndarray
 from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-    "max_unpool1d", "max_unpool2d", "max_unpool3d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d",
+    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
+    "max_pool3d_with_indices",
 ]  # fmt: skip
 
 Ints = int | Sequence[int]
@@ -90,7 +88,7 @@ def _max_pool(
     first, base = _first_places(xp, space, kernel, stride, padding, dilation, out)
     place = xp.empty(best.shape, xp.int64)
     place[...] = first
-    nans = x.dtype.kind == "f" and x.size
+    nans = is_floating(x) and x.size
     if nans and type(x) is ndarray:  # a device is not asked: the host would have to wait
         nans = bool(xp.isnan(xp.max(x)))
     for offset, window in _windows(kernel, stride, dilation, out):
@@ -173,62 +171,6 @@ def max_pool(
     return _max_pool(xp, input, kernel_size, stride, padding, dilation, out_size)
 
 
-def _rows_of(xp: Namespace, x: Array, dims: int) -> Array:
-    """Return ``x`` with its last ``dims`` dimensions laid out in a row, and images in rows."""
-    return x.reshape(math.prod(x.shape[: x.ndim - dims]), math.prod(x.shape[x.ndim - dims :]))
-
-
-def _flat_places(xp: Namespace, indices: Array, size: Shape) -> Array:
-    rows = _rows_of(xp, indices, len(size))
-    return rows + xp.arange(0, len(rows) * math.prod(size), max(math.prod(size), 1))[:, None]
-
-
-@op(
-    "multilinear",
-    samples=[case(real(2, 2, 2), given([[[0, 2], [5, 3]], [[1, 2], [3, 4]]]), size=(2, 3))],
-    method=False,
-    reference="none",
-    d_input=lambda F, g, indices, size: F.unpool_transposed(g, indices, len(size)),
-)
-def unpool(xp: Namespace, input: Tensor, indices: Tensor, size: Shape) -> Array:
-    """Return zeros of ``size`` in the last dimensions, with each element put to its place."""
-    out = xp.zeros((*input.shape[: -len(size)], *size), input.dtype)
-    places = _flat_places(xp, indices, size)
-    out.reshape(-1)[places.reshape(-1)] = xp.reshape(input, -1)
-    return out
-
-
-@op(
-    "multilinear",
-    samples=[case(real(2, 3), given([[0, 2, 2], [1, 1, 1]]), size=(4,))],
-    method=False,
-    reference="none",
-    d_input=lambda F, g, indices, size: F.unpool_transposed(g, indices, len(size)),
-)
-def unpool_sum(xp: Namespace, input: Tensor, indices: Tensor, size: Shape) -> Array:
-    """Return zeros of ``size`` in the last dimensions, with each element added to its place."""
-    out = xp.zeros((*input.shape[: -len(size)], *size), input.dtype)
-    places = _flat_places(xp, indices, size)
-    xp.add_at(out.reshape(-1), places.reshape(-1), xp.reshape(input, -1))
-    return out
-
-
-@op(
-    "multilinear",
-    samples=[case(real(2, 4), given([[0, 2, 2], [1, 1, 1]]), dims=1)],
-    method=False,
-    reference="none",
-    d_input=lambda F, g, input_shape, indices, dims: F.unpool_sum(
-        g, indices, input_shape[len(input_shape) - dims :]
-    ),
-)
-def unpool_transposed(xp: Namespace, input: Tensor, indices: Tensor, dims: int) -> Array:
-    """Return the elements of ``input`` at ``indices`` of its last ``dims`` dimensions."""
-    size = input.shape[input.ndim - dims :]
-    places = _flat_places(xp, indices, size)
-    return xp.take(xp.reshape(input, -1), places).reshape(indices.shape)
-
-
 # ---------------------------------------------------------------------- averages
 @functools.lru_cache(maxsize=256)
 def _divisors(
@@ -260,13 +202,9 @@ def _scales(
     return scales
 
 
-def _avg_pool(
-    xp: Namespace, x: Array, windows: Any, include_pad: bool, divisor: int | None
-) -> Array:
-    """One dimension after the other: sums of shifted views."""
+def _window_sums(xp: Namespace, x: Array, windows: Any) -> Array:
+    """Return the sum of each window, one dimension after the other: sums of shifted views."""
     dims = len(windows[0])
-    scales = _scales(xp, x, x.shape[-dims:], windows, include_pad, divisor)
-    factor = 1.0
     for axis, (k, s, p, o) in zip(range(-dims, 0), zip(*windows, strict=True), strict=True):
         pads = [(0, 0)] * -axis
         pads[0] = (p, (o - 1) * s + k - x.shape[axis] - p)
@@ -277,15 +215,43 @@ def _avg_pool(
         for shift in range(1, k):
             view = x[(..., slice(shift, shift + s * (o - 1) + 1, s), *rest)]
             total = xp.add(total, view, out=total if shift > 1 else None)
-        scale = scales[axis]
-        factor, x = (factor * scale, total) if isinstance(scale, float) else (factor, total * scale)
-    return x * factor
+        x = total
+    return x
+
+
+def _avg_pool(
+    xp: Namespace, x: Array, windows: Any, include_pad: bool, divisor: int | None
+) -> Array:
+    space = x.shape[-len(windows[0]) :]
+    total = _window_sums(xp, xp.widened(x), windows)
+    if x.dtype.kind == "i":
+        return _quotients(xp, total, space, windows, include_pad, divisor)
+    factor = 1.0
+    for scale in _scales(xp, total, space, windows, include_pad, divisor):
+        if isinstance(scale, float):
+            factor *= scale
+        else:
+            total = total * scale
+    return (total * factor).astype(x.dtype, copy=False)
+
+
+def _quotients(
+    xp: Namespace, total: Array, space: Shape, windows: Any, include_pad: bool, divisor: int | None
+) -> Array:
+    """Return sums of integers divided by what the windows count, rounded towards zero."""
+    count = xp.ones((), total.dtype)
+    for axis, (n, k, s, p, o) in enumerate(zip(space, *windows, strict=True)):
+        along = xp.asarray(_divisors(n, k, s, p, o, include_pad), total.dtype)
+        count = count * along.reshape((-1,) + (1,) * (len(space) - 1 - axis))
+    if divisor is not None:
+        count = xp.full((), divisor, total.dtype)
+    return xp.sign(total) * xp.sign(count) * (xp.abs(total) // xp.abs(count))
 
 
 def _avg_pool_input(
     xp: Namespace, g: Array, space: Shape, windows: Any, include_pad: bool, divisor: int | None
 ) -> Array:
-    dims = len(space)
+    dims, kind, g = len(space), g.dtype, xp.widened(g)
     scales = _scales(xp, g, space, windows, include_pad, divisor)
     for scale in scales:
         g = g * scale
@@ -304,7 +270,7 @@ def _avg_pool_input(
         if p or length != n:
             wide = xp.pad_zeros(wide, [(-p, n + p - length)] + [(0, 0)] * (-axis - 1))
         g = wide
-    return g
+    return g.astype(kind, copy=False)
 
 
 def _torch_avg(torch: Any, x: Any, *, windows: Any, count_include_pad: bool,
@@ -371,7 +337,8 @@ def avg_pool_input(
 
 
 # ---------------------------------------------------------------------- arguments
-def _each(name: str, value: Ints, dims: int) -> Shape:
+def each_size(name: str, value: Ints, dims: int) -> Shape:
+    """Return ``value`` once for each dimension."""
     many = (value,) if isinstance(value, int) else tuple(value)
     if len(many) not in (1, dims):
         raise ShapeError(f"{name} must either be a single int, or a tuple of {dims} ints")
@@ -383,9 +350,9 @@ def _plan(
     ceil: bool,
 ) -> tuple[Shape, Shape, Shape, Shape, Shape]:  # fmt: skip
     """Return kernel, stride, padding, dilation and the number of windows, all checked."""
-    kernel = _each("kernel_size", kernel_size, dims)
-    strides = kernel if stride is None or stride == () else _each("stride", stride, dims)
-    pads, dilations = _each("padding", padding, dims), _each("dilation", dilation, dims)
+    kernel = each_size("kernel_size", kernel_size, dims)
+    strides = kernel if stride is None or stride == () else each_size("stride", stride, dims)
+    pads, dilations = each_size("padding", padding, dims), each_size("dilation", dilation, dims)
     _check_dims(dims, input)
     for k, s, p, d in zip(kernel, strides, pads, dilations, strict=True):
         if k < 1 or s < 1 or d < 1:
@@ -414,11 +381,14 @@ def _check_dims(dims: int, input: Tensor) -> None:
             f"Expected {dims + 1}D or {dims + 2}D (batch mode) tensor, but got input of size: "
             f"{list(input.shape)}"
         )
-    if 0 in input.array.shape[1:]:
+    if 0 in input.array.shape[input.ndim - dims - 1 :]:
         raise ShapeError(
             "Expected input with optional 0 dim batch size and other dimensions non-zero, but got "
             f"input of size: {list(input.shape)}"
         )
+
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 
 
 def _max(
@@ -427,7 +397,9 @@ def _max(
 ) -> Any:  # fmt: skip
     try:
         plan = _plan(dims, input, kernel_size, stride, padding, dilation, ceil_mode)
-    except DistgradError as error:
+        integers = () if dims == 1 and not return_indices else _INTEGERS
+        demand_floating(input.array, *integers)
+    except (DistgradError, TypeError) as error:
         options = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
         raise explain(f"max_pool{dims}d", error, {"input": input}, options) from None
     out, indices = max_pool(input, *plan)
@@ -444,7 +416,8 @@ def _avg(
         )
         if divisor_override == 0:
             raise ShapeError("divisor must be not zero")
-    except DistgradError as error:
+        (demand_full_precision if dims == 3 else demand_floating)(input.array, "int64")
+    except (DistgradError, TypeError) as error:
         options = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
         raise explain(f"avg_pool{dims}d", error, {"input": input}, options) from None
     return avg_pool(input, (kernel, strides, pads, out), count_include_pad, divisor_override)
@@ -506,6 +479,45 @@ def max_pool3d(
     return _max(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Return what ``max_pool1d`` returns with ``return_indices=True``."""
+    return _max(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Return what ``max_pool2d`` returns with ``return_indices=True``."""
+    return _max(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool3d_with_indices(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Return what ``max_pool3d`` returns with ``return_indices=True``."""
+    return _max(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
 def avg_pool1d(
     input: Tensor,
     kernel_size: Ints,
@@ -522,6 +534,7 @@ def avg_pool1d(
     return _avg(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
+@takes_out
 def avg_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -544,6 +557,7 @@ def avg_pool2d(
     )
 
 
+@takes_out
 def avg_pool3d(
     input: Tensor,
     kernel_size: Ints,
@@ -566,7 +580,7 @@ def avg_pool3d(
 def _lp(
     dims: int, input: Tensor, norm_type: float, kernel_size: Ints, stride: Ints | None, ceil: bool
 ) -> Tensor:
-    count = math.prod(_each("kernel_size", kernel_size, dims))
+    count = math.prod(each_size("kernel_size", kernel_size, dims))
     out = _avg(dims, input**norm_type, kernel_size, stride, 0, ceil, True, None)
     total: Tensor = (sign(out) * relu(abs_(out)) * count) ** (1.0 / norm_type)
     return total
@@ -603,199 +617,3 @@ def lp_pool3d(
 ) -> Tensor:
     """Return (Σ xᵖ)^(1/p) of each window, p = ``norm_type``."""
     return _lp(3, input, norm_type, kernel_size, stride, ceil_mode)
-
-
-# ---------------------------------------------------------------------- adaptive
-def _goal(name: str, dims: int, input: Tensor, output_size: Any) -> Shape:
-    """Return the wanted size; None keeps a dimension's length."""
-    try:
-        _check_dims(dims, input)
-        space = input.array.shape[-dims:]
-        many = (output_size,) * dims if isinstance(output_size, int | None) else tuple(output_size)
-        if len(many) == 1:
-            many *= dims
-        if len(many) != dims:
-            raise ShapeError(f"output_size must have {dims} entries, but has {len(many)}")
-        goal = tuple(n if want is None else int(want) for n, want in zip(space, many, strict=True))
-        if min(goal) < 0:
-            raise ShapeError(f"elements of output_size must be non-negative, but got {list(goal)}")
-        return goal
-    except DistgradError as error:
-        raise explain(name, error, {"input": input}, {"output_size": output_size}) from None
-
-
-def _edges(n: int, out: int) -> list[tuple[int, int]]:
-    """Return start and end of each window: ⌊i·n/out⌋ and ⌈(i + 1)·n/out⌉."""
-    return [(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
-
-
-def _adaptive_avg(dims: int, input: Tensor, output_size: Any) -> Tensor:
-    goal = _goal(f"adaptive_avg_pool{dims}d", dims, input, output_size)
-    space = input.array.shape[-dims:]
-    if all(out and n % out == 0 for n, out in zip(space, goal, strict=True)):
-        kernel = tuple(n // out for n, out in zip(space, goal, strict=True))
-        return avg_pool(input, (kernel, kernel, (0,) * dims, goal), True, None)
-    xp = array_namespace(input.array)
-    for axis, (n, out) in zip(range(-dims, 0), zip(space, goal, strict=True), strict=True):
-        means = xp.zeros((n, out), input.array.dtype)
-        for place, (start, end) in enumerate(_edges(n, out)):
-            means[start:end, place] = 1 / (end - start)
-        input = movedim(matmul(movedim(input, axis, -1), wrap(means)), -1, axis)
-    return input
-
-
-def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
-    """Return the means of ``output_size`` windows that share the signal out evenly."""
-    return _adaptive_avg(1, input, output_size)
-
-
-def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    """Return the means of ``output_size`` windows that share the image out evenly.
-
-    Args:
-        output_size: a number, or a pair; None keeps a dimension.
-    """
-    return _adaptive_avg(2, input, output_size)
-
-
-def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
-    """Return the means of ``output_size`` windows that share the volume out evenly."""
-    return _adaptive_avg(3, input, output_size)
-
-
-@op(
-    samples=[case(distinct(2, 3, 7), output_size=(3,)),
-             case(distinct(2, 2, 5, 4), output_size=(2, 3))],
-    outputs=("out", "indices!"),
-    method=False,
-    reference=lambda torch, x, output_size: getattr(
-        torch.nn.functional, f"adaptive_max_pool{len(output_size)}d"
-    )(x, output_size, return_indices=True),
-    d_input=lambda F, g, input_shape, indices, output_size: F.unpool_sum(
-        g, indices, input_shape[len(input_shape) - len(output_size) :]
-    ),
-)  # fmt: skip
-def adaptive_max_pool(xp: Namespace, input: Tensor, output_size: Shape) -> Any:
-    """Return the maxima of windows that share the last dimensions out evenly, and their places."""
-    return _adaptive_max_pool(xp, input, output_size)
-
-
-def _adaptive_max_pool(xp: Namespace, x: Array, goal: Shape) -> tuple[Array, Array]:
-    dims = len(goal)
-    space, lead = x.shape[-dims:], x.shape[:-dims]
-    out, places = xp.empty((*lead, *goal), x.dtype), xp.empty((*lead, *goal), xp.int64)
-    numbers = xp.arange(math.prod(space)).reshape(space)
-    cells = [list(enumerate(_edges(n, o))) for n, o in zip(space, goal, strict=True)]
-    for cell in itertools.product(*cells):
-        window = tuple(slice(*edges) for _, edges in cell)
-        at = (..., *(place for place, _ in cell))
-        block = x[(..., *window)].reshape(*lead, -1)
-        best = xp.argmax(block, axis=-1)
-        out[at] = xp.take_along_axis(block, best[..., None], -1)[..., 0]
-        places[at] = xp.take(numbers[window].reshape(-1), best)
-    return out, places
-
-
-def _adaptive_max(dims: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
-    goal = _goal(f"adaptive_max_pool{dims}d", dims, input, output_size)
-    out, indices = adaptive_max_pool(input, goal)
-    return (out, indices) if return_indices else out
-
-
-def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """Return the maxima of ``output_size`` windows that share the signal out evenly."""
-    return _adaptive_max(1, input, output_size, return_indices)
-
-
-def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """Return the maxima of ``output_size`` windows that share the image out evenly."""
-    return _adaptive_max(2, input, output_size, return_indices)
-
-
-def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """Return the maxima of ``output_size`` windows that share the volume out evenly."""
-    return _adaptive_max(3, input, output_size, return_indices)
-
-
-# ---------------------------------------------------------------------- unpooling
-def _unpool(
-    dims: int, input: Tensor, indices: Tensor, kernel_size: Ints, stride: Ints | None,
-    padding: Ints, output_size: Sequence[int] | None,
-) -> Tensor:  # fmt: skip
-    try:
-        size = _unpooled_size(dims, input, kernel_size, stride, padding, output_size)
-        if indices.array.shape != input.array.shape:
-            raise ShapeError(
-                "Expected shape of indices to be same as that of the input tensor "
-                f"({list(input.shape)}) but got indices tensor with shape: {list(indices.shape)}"
-            )
-        places = indices.array
-        if places.size and not 0 <= int(places.min()) <= int(places.max()) < math.prod(size):
-            wrong = int(places.min() if int(places.min()) < 0 else places.max())
-            raise ShapeError(
-                f"Found an invalid max index: {wrong} (output volumes are of size {list(size)})"
-            )
-    except DistgradError as error:
-        options = {"kernel_size": kernel_size, "stride": stride, "output_size": output_size}
-        operands = {"input": input, "indices": indices}
-        raise explain(f"max_unpool{dims}d", error, operands, options) from None
-    return unpool(input, indices, size)
-
-
-def _unpooled_size(
-    dims: int, input: Tensor, kernel_size: Ints, stride: Ints | None, padding: Ints,
-    output_size: Sequence[int] | None,
-) -> Shape:  # fmt: skip
-    kernel = _each("kernel_size", kernel_size, dims)
-    strides = kernel if stride is None else _each("stride", stride, dims)
-    pads = _each("padding", padding, dims)
-    usual = tuple(
-        (n - 1) * s - 2 * p + k
-        for n, k, s, p in zip(input.array.shape[-dims:], kernel, strides, pads, strict=True)
-    )
-    if output_size is None:
-        return usual
-    size = tuple(output_size)[-dims:]
-    for got, middle, s in zip(size, usual, strides, strict=True):
-        if not middle - s < got < middle + s:
-            raise ArgumentError(
-                f"invalid output_size {list(size)}: dimensions must be within a stride of "
-                f"{list(usual)}"
-            )
-    return size
-
-
-def max_unpool1d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Ints = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Return zeros with the maxima put back to the places that ``max_pool1d`` returned."""
-    return _unpool(1, input, indices, kernel_size, stride, padding, output_size)
-
-
-def max_unpool2d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Ints = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Return zeros with the maxima put back to the places that ``max_pool2d`` returned."""
-    return _unpool(2, input, indices, kernel_size, stride, padding, output_size)
-
-
-def max_unpool3d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Ints = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Return zeros with the maxima put back to the places that ``max_pool3d`` returned."""
-    return _unpool(3, input, indices, kernel_size, stride, padding, output_size)

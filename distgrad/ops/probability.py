@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from distgrad.autograd.declare import as_method, cast, op, recover
+from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import between, broadcast_pairs, case, given, positive, real, unary
 from distgrad.backend import special
 from distgrad.backend.dtype import default_float
-from distgrad.errors import DtypeError, ShapeError
+from distgrad.errors import DistgradError, DtypeNotImplemented, ShapeError
 from distgrad.ops.elementwise import refuse
 from distgrad.ops.special import lgamma
 from distgrad.tensor import Tensor
@@ -103,26 +104,26 @@ def _density(F: Any, a: Any, x: Any) -> Any:
 
 
 @op("elementwise", samples=[case(_ORDERS, between(0.2, 12, 3)), case(_ORDERS, positive(4, 1))],
-    floats=True, inplace=True, reference="igamma",
+    inplace=True, reference="igamma",
     d_other=lambda F, g, input, other: g * _density(F, input, other))  # fmt: skip
-def igamma(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+def igamma(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the regularised lower incomplete gamma function P(input, other).
 
     The gradient is that of ``other`` alone, as in PyTorch.
     """
-    refuse("c", "igamma", input)
+    refuse("biuc", "igamma", input)
     return special.gammainc(xp, input, other)
 
 
 @op("elementwise", samples=[case(_ORDERS, between(0.2, 12, 3)), case(_ORDERS, positive(4, 1))],
-    floats=True, inplace=True, reference="igammac",
+    inplace=True, reference="igammac",
     d_other=lambda F, g, input, other: -g * _density(F, input, other))  # fmt: skip
-def igammac(xp: Namespace, input: TensorLike, other: TensorLike) -> Array:
+def igammac(xp: Namespace, input: Tensor, other: Tensor) -> Array:
     """Return the regularised upper incomplete gamma function Q(input, other).
 
     The gradient is that of ``other`` alone, as in PyTorch.
     """
-    refuse("c", "igammac", input)
+    refuse("biuc", "igammac", input)
     return special.gammaincc(xp, input, other)
 
 
@@ -133,11 +134,13 @@ def mvlgamma(input: Tensor, p: int) -> Tensor:
     Raises:
         ShapeError: ``p`` is below 1.
     """
+    error: DistgradError
     if p < 1:
         error = ShapeError("p has to be greater than or equal to 1")
         recover("mvlgamma", error, {"input": input}, {"p": p})
     if input.array.dtype.kind == "c":
-        recover("mvlgamma", DtypeError("not defined for complex numbers"), {"input": input}, {})
+        error = DtypeNotImplemented("not implemented for complex numbers")
+        recover("mvlgamma", error, {"input": input}, {})
     if input.array.dtype.kind in "biu":
         input = cast(input, default_float())
     total = lgamma(input)
@@ -150,3 +153,4 @@ entr, erfcx, ndtr, log_ndtr = special_entr, special_erfcx, special_ndtr, special
 ndtri, xlog1py, zeta = special_ndtri, special_xlog1py, special_zeta
 gammainc, gammaincc = igamma, igammac
 as_method(mvlgamma)
+as_method(in_place(mvlgamma, "mvlgamma_"))

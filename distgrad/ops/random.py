@@ -1,4 +1,4 @@
-"""Random tensors and dropout, from the generators of ``distgrad.backend.random``.
+"""Random tensors, from the generators of ``distgrad.backend.random``.
 
 The numbers are those that PyTorch draws on the CPU from the same seed, on every device.
 """
@@ -6,39 +6,46 @@ The numbers are those that PyTorch draws on the CPU from the same seed, on every
 from __future__ import annotations
 
 import contextlib
-import warnings
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy
 
-from distgrad.autograd.declare import as_method
-from distgrad.autograd.inplace import assign, in_place, refuse_leaf
+from distgrad.autograd.declare import as_method, cast
+from distgrad.autograd.dual import DualArray
+from distgrad.autograd.inplace import assign, refuse_leaf
 from distgrad.autograd.mode import mode
-from distgrad.autograd.traced import Traced, is_traced
+from distgrad.autograd.outputs import into, takes_out
+from distgrad.autograd.traced import Traced, innermost
 from distgrad.backend import random as _random
 from distgrad.backend.device import array_namespace, device_of, to_device
 from distgrad.backend.dtype import as_numpy, from_numpy, iinfo, int64
 from distgrad.backend.random import Generator, current_generator, default_generator, use_generator
 from distgrad.errors import (
-    ArgumentError,
     ArgumentTypeError,
     DtypeError,
+    DtypeNotImplemented,
     ShapeError,
     signature,
 )
-from distgrad.ops.activation import inplace_option
-from distgrad.ops.create import DeviceLike, checked, finish, numpy_dtype, placed, sizes_of
+from distgrad.ops.create import (
+    DeviceLike,
+    checked,
+    factory,
+    finish,
+    numpy_dtype,
+    placed,
+    sizes_of,
+)
 from distgrad.ops.elementwise import add, mul
 from distgrad.ops.shape import zero
 from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array, Shape
 
 __all__ = [
-    "Generator", "alpha_dropout", "alpha_dropout_", "bernoulli", "default_generator", "dropout",
-    "dropout1d", "dropout2d", "dropout3d", "dropout_", "feature_alpha_dropout",
-    "feature_alpha_dropout_", "feature_dropout", "feature_dropout_", "fork_rng", "get_rng_state",
-    "initial_seed", "manual_seed", "multinomial", "normal", "rand", "rand_like", "randint",
+    "Generator", "bernoulli", "default_generator", "fork_rng", "get_rng_state", "initial_seed",
+    "manual_seed", "multinomial", "normal", "poisson", "rand", "rand_like", "randint",
     "randint_like", "randn", "randn_like", "randperm", "seed", "set_rng_state", "use_generator",
 ]  # fmt: skip
 
@@ -46,8 +53,10 @@ Draw = Callable[[Shape], Array]
 
 
 # ---------------------------------------------------------------------- new tensors
+@factory
 def rand(
-    *size: Any,
+    *sizes: Any,
+    size: Sequence[int] | None = None,
     generator: Generator | None = None,
     dtype: Any = None,
     device: DeviceLike = None,
@@ -56,7 +65,7 @@ def rand(
     """Return samples of the uniform distribution on [0, 1).
 
     Args:
-        size: sizes one by one, or as one sequence.
+        sizes: one by one, or as one sequence (also by the name ``size``).
         generator: where the numbers come from; by default the one that ``manual_seed`` seeds.
 
     Example:
@@ -65,12 +74,14 @@ def rand(
         >>> dg.rand(3)
         tensor([0.4963, 0.7682, 0.0885])
     """
-    array = (generator or current_generator()).uniform(*_form("rand", size, dtype))
+    array = (generator or current_generator()).uniform(*_form("rand", sizes, size, dtype))
     return finish(array, placed(device), requires_grad, "rand")
 
 
+@factory
 def randn(
-    *size: Any,
+    *sizes: Any,
+    size: Sequence[int] | None = None,
     generator: Generator | None = None,
     dtype: Any = None,
     device: DeviceLike = None,
@@ -84,21 +95,27 @@ def randn(
         >>> dg.randn(3)
         tensor([ 1.5410, -0.2934, -2.1788])
     """
-    array = (generator or current_generator()).normal(*_form("randn", size, dtype))
+    array = (generator or current_generator()).normal(*_form("randn", sizes, size, dtype))
     return finish(array, placed(device), requires_grad, "randn")
 
 
-def _form(name: str, size: tuple[Any, ...], dtype: Any) -> tuple[Shape, Any]:
-    if not size:
+def _form(
+    name: str, sizes: tuple[Any, ...], size: Sequence[int] | None, dtype: Any
+) -> tuple[Shape, Any]:
+    """Return shape and dtype of the samples."""
+    if not sizes and size is None:
         raise ArgumentTypeError(f"{name}(): missing 1 required positional argument: 'size'")
     kind = numpy_dtype(dtype, name)
-    if kind.kind not in "fV":
-        raise DtypeError(f"{name}(dtype={kind}): not implemented for {kind}; use a float dtype")
-    return sizes_of(name, size), kind
+    if kind.kind in "biu":
+        raise DtypeNotImplemented(
+            f"{name}(dtype={kind}): not implemented for {kind}; use a float dtype"
+        )
+    return sizes_of(name, sizes if size is None else (size,)), kind
 
 
+@factory
 def randint(
-    low: int,
+    low: Any = None,
     high: Any = None,
     size: Any = None,
     *,
@@ -112,11 +129,11 @@ def randint(
     Args:
         dtype: int64 by default; a float dtype holds the integers as well.
     """
-    if size is None or high is None:
-        if isinstance(high, Sequence):
-            low, high, size = 0, low, high
-        elif high is None:
-            low, high = 0, low
+    if isinstance(high, Sequence):
+        low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
+    low = 0 if low is None else low
     if size is None:
         raise ArgumentTypeError("randint(): missing 1 required positional argument: 'size'")
     kind = numpy_dtype(int64 if dtype is None else dtype, "randint")
@@ -129,12 +146,14 @@ def randint(
 def _bounds(name: str, low: Any, high: Any, kind: Any) -> tuple[int, int]:
     """Return the range of integers to draw from, which ``kind`` must hold."""
     for word, value in (("low", low), ("high", high)):
-        if not hasattr(value, "__index__"):
+        if not hasattr(value, "__index__") or (isinstance(value, Tensor) and value.is_complex()):
             raise ArgumentTypeError(
                 f"{name}({word}={value!r}): argument '{word}' must be int, "
                 f"not {type(value).__name__}"
             )
-    low, high = int(low), int(high)
+    low, high = operator.index(low), operator.index(high)
+    if kind.kind == "c":
+        raise DtypeError(f"{name}(): handles only integral, floating-point and boolean types")
     where = f"{name}(low={low}, high={high}, dtype={kind})"
     if low >= high:
         raise ShapeError(
@@ -148,6 +167,7 @@ def _bounds(name: str, low: Any, high: Any, kind: Any) -> tuple[int, int]:
     return low, high
 
 
+@factory
 def randperm(
     n: int,
     *,
@@ -166,13 +186,18 @@ def randperm(
     """
     (count,) = sizes_of("randperm", (n,))
     kind = numpy_dtype(int64 if dtype is None else dtype, "randperm")
+    if kind.kind in "bc":
+        raise DtypeNotImplemented(f"randperm(): not implemented for {kind}; use int64")
+    if kind.kind in "iu" and n > iinfo(from_numpy(kind)).max + 1:
+        raise DtypeError(f"randperm(n={n}): value cannot be converted to {kind} without overflow")
     array = (generator or current_generator()).permutation(count).astype(kind, copy=False)
     return finish(array, placed(device), requires_grad, "randperm")
 
 
 def rand_like(
-    input: Tensor, *, generator: Generator | None = None, dtype: Any = None,
-    device: DeviceLike = None, requires_grad: bool = False, memory_format: Any = None,
+    input: Tensor, *, generator: Generator | None = None, dtype: Any = None, layout: Any = None,
+    device: DeviceLike = None, pin_memory: bool = False, requires_grad: bool = False,
+    memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return uniform samples on [0, 1) in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("rand_like", input, dtype, device)
@@ -181,8 +206,9 @@ def rand_like(
 
 
 def randn_like(
-    input: Tensor, *, generator: Generator | None = None, dtype: Any = None,
-    device: DeviceLike = None, requires_grad: bool = False, memory_format: Any = None,
+    input: Tensor, *, generator: Generator | None = None, dtype: Any = None, layout: Any = None,
+    device: DeviceLike = None, pin_memory: bool = False, requires_grad: bool = False,
+    memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return normal samples in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("randn_like", input, dtype, device)
@@ -192,8 +218,8 @@ def randn_like(
 
 def randint_like(
     input: Tensor, low: int, high: int | None = None, *, generator: Generator | None = None,
-    dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False,
-    memory_format: Any = None,
+    dtype: Any = None, layout: Any = None, device: DeviceLike = None, pin_memory: bool = False,
+    requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return integers from [``low``, ``high``) in the shape, dtype and on the device of ``input``.
 
@@ -218,8 +244,11 @@ def normal(
     *,
     generator: Generator | None = None,
     dtype: Any = None,
+    layout: Any = None,
     device: DeviceLike = None,
+    pin_memory: bool = False,
     requires_grad: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return normal samples, each with the mean and standard deviation at its place.
 
@@ -227,28 +256,61 @@ def normal(
         mean: a tensor or a number.
         std: a tensor or a number; tensors broadcast.
         size: sizes of the result, where both are numbers.
+    Gradient: zero.
     """
+    if isinstance(mean, Tensor) or isinstance(std, Tensor):
+        if out is not None:
+            written: Tensor = into(out, "normal", _normal_around, (mean, std, generator), {})
+            return written
+        return _normal_around(mean, std, generator)
+    if size is None:
+        raise ArgumentTypeError(f"normal(mean={mean}, std={std}): missing argument 'size'")
+    return _normal_of_size(
+        mean, std, size, generator=generator, dtype=dtype, layout=layout, device=device,
+        requires_grad=requires_grad, out=out,
+    )  # fmt: skip
+
+
+@factory
+def _normal_of_size(
+    mean: float, std: float, size: Sequence[int], *, generator: Generator | None, dtype: Any,
+    device: DeviceLike, requires_grad: bool,
+) -> Tensor:  # fmt: skip
+    _check_std(std)
+    shape, kind = _form("normal", (), size, dtype)
+    array = (generator or current_generator()).normal(shape, kind, float(mean), float(std))
+    return finish(array, placed(device), requires_grad, "normal")
+
+
+def _normal_around(
+    mean: Tensor | float, std: Tensor | float, generator: Generator | None
+) -> Tensor:
     source = generator or current_generator()
     tensors = [t for t in (mean, std) if isinstance(t, Tensor)]
     _check_std(std)
-    if not tensors:
-        if size is None:
-            raise ArgumentTypeError(f"normal(mean={mean}, std={std}): missing argument 'size'")
-        shape, kind = _form("normal", (size,), dtype)
-        array = source.normal(shape, kind, float(mean), float(std))
-        return finish(array, placed(device), requires_grad, "normal")
-    xp, place = array_namespace(tensors[0].array), device_of(tensors[0].array)
+    array = tensors[0].array
+    if array.dtype.kind in "biu":
+        raise DtypeNotImplemented(f"normal({tensors[0]._brief()}): not implemented; use .float()")
+    xp, place = array_namespace(innermost(array)), device_of(innermost(array))
     shape = xp.broadcast_shapes(*(t.array.shape for t in tensors))
-    out = to_device(source.normal(shape, tensors[0].array.dtype), place)
-    if isinstance(out, Traced) or is_traced(tensors):
-        return add(mul(wrap(out), std), mean)
-    out *= std.array if isinstance(std, Tensor) else std
-    out += mean.array if isinstance(mean, Tensor) else mean
-    return wrap(out)
+    noise = wrap(to_device(source.normal(shape, array.dtype), place))
+    fixed = [t.detach() if isinstance(t, Tensor) else t for t in (mean, std)]
+    out: Tensor = cast(add(mul(noise, fixed[1]), fixed[0]), array.dtype)
+    return _untouched(out, tensors)
+
+
+def _untouched(drawn: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Return samples as what depends on ``tensors`` with gradient zero."""
+    for tensor in tensors:
+        if isinstance(tensor.array, Traced) or (mode.grad and tensor.requires_grad):
+            drawn = add(drawn, zero(tensor))
+    return drawn
 
 
 def _check_std(std: Tensor | float) -> None:
     if isinstance(std, Tensor):
+        if std.array.dtype.kind == "c":
+            raise DtypeError("normal(): normal expects standard deviation to be non-complex")
         if not isinstance(std.array, Traced) and not bool((std.array >= 0).all()):
             raise ShapeError(
                 f"normal(std: {std._brief()}): normal expects all elements of std >= 0.0"
@@ -257,6 +319,7 @@ def _check_std(std: Tensor | float) -> None:
         raise ShapeError(f"normal(std={std}): normal expects std >= 0.0, but found std {std}")
 
 
+@takes_out
 def bernoulli(
     input: Tensor, p: float | None = None, *, generator: Generator | None = None
 ) -> Tensor:
@@ -264,26 +327,55 @@ def bernoulli(
 
     Args:
         p: one probability for all places, instead of those in ``input``.
+    Gradient: zero.
     """
     array: Any = checked("bernoulli", input).array
     source = generator or current_generator()
+    if isinstance(array, DualArray):
+        return _untouched(bernoulli(array.below, p, generator=generator), [input])
     if p is not None:
         drawn = source.bernoulli(array.shape, _probability("bernoulli", input, p))
     else:
-        if array.dtype.kind not in "fV":
-            raise DtypeError(
-                f"bernoulli({input._brief()}): not implemented for {array.dtype}; "
-                "probabilities are floats, or pass p"
-            )
+        drawn = _bernoulli_of(input, source)
         if isinstance(array, Traced):
-            sampled: Any = source.bernoulli_of(array)  # type: ignore[arg-type]
-            return wrap(sampled.astype(array.dtype))
-        if not bool(((array >= 0) & (array <= 1)).all()):
-            raise ShapeError(
-                f"bernoulli({input._brief()}): Expected p_in >= 0 && p_in <= 1 for every element"
-            )
-        drawn = source.bernoulli_of(array_namespace(array).to_numpy(array))
-    return wrap(to_device(drawn.astype(array.dtype), device_of(array)))
+            return wrap(drawn.astype(array.dtype))
+    sample = wrap(to_device(drawn.astype(array.dtype), device_of(array)))
+    return _untouched(sample, [input])
+
+
+def _bernoulli_of(input: Tensor, source: Generator) -> Any:
+    array: Any = input.array
+    if array.dtype.kind not in "fV":
+        raise DtypeNotImplemented(
+            f"bernoulli({input._brief()}): not implemented for {array.dtype}; "
+            "probabilities are floats, or pass p"
+        )
+    if isinstance(array, Traced):
+        return source.bernoulli_of(array)  # type: ignore[arg-type]
+    if not bool(((array >= 0) & (array <= 1)).all()):
+        raise ShapeError(
+            f"bernoulli({input._brief()}): Expected p_in >= 0 && p_in <= 1 for every element"
+        )
+    return source.bernoulli_of(array_namespace(array).to_numpy(array))
+
+
+def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
+    """Return samples of the Poisson distributions with the rates ``input``, in its dtype.
+
+    Gradient: zero.
+    """
+    array: Any = checked("poisson", input).array
+    if isinstance(array, DualArray):
+        return _untouched(poisson(array.below, generator), [input])
+    if array.dtype.kind not in "fV":
+        raise DtypeNotImplemented(f"poisson({input._brief()}): not implemented; use .float()")
+    rates = array_namespace(array).to_numpy(array)
+    if not (rates >= 0).all():
+        raise ShapeError(
+            f"poisson({input._brief()}): invalid Poisson rate, expected rate to be non-negative"
+        )
+    drawn = (generator or current_generator()).poisson(rates).astype(array.dtype)
+    return _untouched(wrap(to_device(drawn, device_of(array))), [input])
 
 
 def _probability(name: str, input: Tensor, p: float) -> float:
@@ -300,6 +392,7 @@ def multinomial(
     replacement: bool = False,
     *,
     generator: Generator | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return indices drawn with probabilities proportional to each row of ``input``.
 
@@ -308,6 +401,16 @@ def multinomial(
     Args:
         replacement: an index may be drawn again.
     """
+    if out is not None:
+        if out.array.dtype != numpy.int64:
+            raise DtypeError(
+                f"multinomial({input._brief()}): multinomial expects Long tensor out, got: "
+                f"{out.array.dtype}"
+            )
+        options = {"generator": generator}
+        args = (input, num_samples, replacement)
+        written: Tensor = into(out, "multinomial", multinomial, args, options)
+        return written
     weights = _checked_weights(input, num_samples, replacement)
     source = generator or current_generator()
     if not replacement or num_samples == 1:
@@ -385,10 +488,12 @@ def _fill(self: Tensor, name: str, draw: Draw, strided: Draw | None = None) -> T
     return assign(self, add(zero(self), new) if recorded else new, name)
 
 
-def _float_kind(self: Tensor, name: str) -> Any:
+def _float_kind(
+    self: Tensor, name: str, kinds: str = "fV", error: type[DtypeError] = DtypeError
+) -> Any:
     kind = self.array.dtype
-    if kind.kind not in "fV":
-        raise DtypeError(f"{name}({self._brief()}): not implemented for {kind}; use .float()")
+    if kind.kind not in kinds:
+        raise error(f"{name}({self._brief()}): not implemented for {kind}; use .float()")
     return kind
 
 
@@ -399,7 +504,10 @@ def uniform_(
 
     Differs from PyTorch: the first bound is called ``from`` there, which Python reserves.
     """
-    kind, source = _float_kind(self, "uniform_"), generator or current_generator()
+    kind, source = (
+        _float_kind(self, "uniform_", "fVc", DtypeNotImplemented),
+        generator or current_generator(),
+    )
     if not from_ <= to:
         raise ShapeError(
             f"uniform_({self._brief()}): uniform_ expects to return a [from, to) range, "
@@ -412,7 +520,10 @@ def normal_(
     self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill this tensor with samples of the normal distribution."""
-    kind, source = _float_kind(self, "normal_"), generator or current_generator()
+    kind, source = (
+        _float_kind(self, "normal_", "fVc", DtypeNotImplemented),
+        generator or current_generator(),
+    )
     _check_std(std)
     return _fill(
         self,
@@ -426,8 +537,14 @@ def log_normal_(
     self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill this tensor with exponentials of normal samples."""
-    kind, source = _float_kind(self, "log_normal_"), generator or current_generator()
-    _check_std(std)
+    kind, source = (
+        _float_kind(self, "log_normal_", "fV", DtypeNotImplemented),
+        generator or current_generator(),
+    )
+    if not std > 0:
+        raise ShapeError(
+            f"log_normal_({self._brief()}): log_normal_ expects std > 0.0, but found std={std}"
+        )
     wide = numpy.dtype("float64")
 
     def draw(shape: Shape) -> Array:
@@ -460,6 +577,8 @@ def random_(
     Without bounds: all that its dtype holds from 0 on, for floats all exact integers.
     """
     kind, source = self.array.dtype, generator or current_generator()
+    if kind.kind == "c":
+        raise DtypeNotImplemented(f"random_({self._brief()}): not implemented for {kind}")
     if from_ == 0 and to is None:
         return _fill(self, "random_", lambda shape: source.integers_of(shape, kind))
     low, high = (0, from_) if to is None else (from_, to)
@@ -510,169 +629,6 @@ def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) ->
     return _fill(self, "geometric_", draw)
 
 
-# ---------------------------------------------------------------------- dropout
-@inplace_option
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Return ``input`` with elements zeroed at random, the others scaled up to keep the mean.
-
-    Args:
-        p: probability of an element to be zeroed.
-        training: False returns ``input`` itself.
-    Source:
-        Srivastava et al., "Dropout" (2014).
-    """
-    _check_chance("dropout", input, p)
-    if not training or p == 0:
-        return input
-    return mul(input, _noise(input, p, input.array.shape))
-
-
-def _check_chance(name: str, input: Tensor, p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ArgumentError(
-            f"{signature(name, {'input': input}, {'p': p})}: dropout probability has to be "
-            f"between 0 and 1, but got {p}"
-        )
-    if input.array.dtype.kind not in "fcV":
-        raise DtypeError(
-            f"{name}({input._brief()}): the scaled result cannot be {input.array.dtype}; "
-            "convert the input with .float() first"
-        )
-
-
-def _noise(input: Tensor, p: float, shape: Shape) -> Tensor:
-    """Return 0 with probability ``p``, else 1 / (1 - p)."""
-    kept = current_generator().bernoulli(shape, 1 - p).astype(input.array.dtype)
-    if p < 1:
-        kept *= 1 / (1 - p)
-    return wrap(to_device(kept, device_of(input.array)))
-
-
-@inplace_option
-def feature_dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Return ``input``, ``(N, C, *)``, with whole channels zeroed at random, the others scaled.
-
-    Source:
-        Tompson et al., "Efficient Object Localization Using Convolutional Networks" (2015).
-    """
-    _check_chance("feature_dropout", input, p)
-    if not training or p == 0:
-        return input
-    return mul(input, _noise(input, p, _channels("feature_dropout", input, 2)))
-
-
-def _channels(name: str, input: Tensor, lead: int) -> Shape:
-    shape: Shape = input.array.shape
-    if len(shape) < lead:
-        raise ShapeError(
-            f"{name}({input._brief()}): Feature dropout requires at least 2 dimensions in the input"
-        )
-    return shape[:lead] + (1,) * (len(shape) - lead)
-
-
-@inplace_option
-def dropout1d(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Return ``input``, ``(N, C, L)`` or ``(C, L)``, with whole channels zeroed at random."""
-    ndim = input.array.ndim
-    if ndim not in (2, 3):
-        raise ShapeError(
-            f"dropout1d({input._brief()}): Expected 2D or 3D input, but received a {ndim}D input; "
-            "it is for channels with 1 spatial dimension"
-        )
-    return _drop_channels("dropout1d", input, p, training, ndim - 1)
-
-
-@inplace_option
-def dropout2d(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Return ``input``, ``(N, C, H, W)``, with whole channels zeroed at random.
-
-    A 3-D input is taken as ``(N, C, L)``, as in PyTorch.
-    """
-    ndim = input.array.ndim
-    if ndim == 3:
-        warnings.warn(
-            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout "
-            "behavior is desired - input is interpreted as shape (N, C, L); use dropout1d instead",
-            stacklevel=3,
-        )
-    elif ndim != 4:
-        _warn_rank("dropout2d", ndim)
-    return _drop_channels("dropout2d", input, p, training, 2)
-
-
-@inplace_option
-def dropout3d(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Return ``input``, ``(N, C, D, H, W)`` or ``(C, D, H, W)``, with whole channels zeroed."""
-    ndim = input.array.ndim
-    if ndim not in (4, 5):
-        _warn_rank("dropout3d", ndim)
-    return _drop_channels("dropout3d", input, p, training, 2 if ndim == 5 else 1)
-
-
-def _warn_rank(name: str, ndim: int) -> None:
-    warnings.warn(
-        f"{name}: Received a {ndim}-D input to {name}, which is deprecated and will result in an "
-        "error in a future release; use dropout instead",
-        stacklevel=4,
-    )
-
-
-def _drop_channels(name: str, input: Tensor, p: float, training: bool, lead: int) -> Tensor:
-    _check_chance(name, input, p)
-    if not training or p == 0:
-        return input
-    return mul(input, _noise(input, p, _channels(name, input, lead)))
-
-
-@inplace_option
-def alpha_dropout(
-    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
-) -> Tensor:
-    """Return ``input`` with elements set to SELU's lower limit at random, mean and variance kept.
-
-    Source:
-        Klambauer et al., "Self-Normalizing Neural Networks" (2017).
-    """
-    _check_chance("alpha_dropout", input, p)
-    if not training or p == 0:
-        return input
-    return _alpha_dropped(input, p, input.array.shape)
-
-
-@inplace_option
-def feature_alpha_dropout(
-    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
-) -> Tensor:
-    """Return ``alpha_dropout`` of whole channels of ``input``, ``(N, C, *)``."""
-    _check_chance("feature_alpha_dropout", input, p)
-    if not training or p == 0:
-        return input
-    return _alpha_dropped(input, p, _channels("feature_alpha_dropout", input, 2))
-
-
-_ALPHA = 1.7580993408473766  # -lim selu(x) for x to minus infinity
-
-
-def _alpha_dropped(input: Tensor, p: float, shape: Shape) -> Tensor:
-    if p == 1:
-        return mul(input, _noise(input, p, shape))
-    place = device_of(input.array)
-    kept = current_generator().bernoulli(shape, 1 - p).astype(input.array.dtype)
-    a = 1 / ((_ALPHA * _ALPHA * p + 1) * (1 - p)) ** 0.5
-    shift = (kept - 1) * (_ALPHA * a)
-    shift += _ALPHA * a * p
-    kept *= a
-    return add(mul(input, wrap(to_device(kept, place))), wrap(to_device(shift, place)))
-
-
 # ---------------------------------------------------------------------- seeds and states
 def manual_seed(seed: int) -> Generator:
     """Return the default generator, started anew from ``seed``."""
@@ -691,7 +647,8 @@ def initial_seed() -> int:
 
 def get_rng_state() -> Tensor:
     """Return the state of the default generator: 5056 bytes in PyTorch's layout."""
-    return wrap(_random.get_rng_state())
+    state: Tensor = _random.get_rng_state()
+    return state
 
 
 def set_rng_state(new_state: Tensor) -> None:
@@ -701,7 +658,7 @@ def set_rng_state(new_state: Tensor) -> None:
             f"{signature('set_rng_state', {'new_state': new_state}, {})}: RNG state must be a "
             "tensor of uint8; pass what get_rng_state() returned"
         )
-    _random.set_rng_state(array_namespace(new_state.array).to_numpy(new_state.array))
+    _random.set_rng_state(new_state)
 
 
 @contextlib.contextmanager
@@ -722,13 +679,10 @@ def fork_rng(devices: Any = None, enabled: bool = True) -> Iterator[None]:
         _random.set_rng_state(state)
 
 
-dropout_ = in_place(dropout, "dropout_")
-feature_dropout_ = in_place(feature_dropout, "feature_dropout_")
-alpha_dropout_ = in_place(alpha_dropout, "alpha_dropout_")
-feature_alpha_dropout_ = in_place(feature_alpha_dropout, "feature_alpha_dropout_")
 for _function in (
     bernoulli, bernoulli_, cauchy_, exponential_, geometric_, log_normal_, multinomial, normal_,
     random_, uniform_,
 ):  # fmt: skip
     as_method(_function)
 del _function
+_random.as_state = wrap

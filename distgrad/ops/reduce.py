@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from distgrad.autograd.declare import as_method, named_results, op
+from distgrad.autograd.declare import as_method, op
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import (
     Sample,
-    along,
     apart,
     booleans,
     case,
@@ -23,16 +22,21 @@ from distgrad.autograd.samples import (
     reductions,
 )
 from distgrad.autograd.traced import innermost
-from distgrad.errors import ArgumentTypeError, DtypeError, IndexOutOfRange, ShapeError
-from distgrad.ops.compare import isnan, logical_not, maximum, minimum
+from distgrad.errors import (
+    ArgumentTypeError,
+    DtypeError,
+    DtypeNotImplemented,
+    IndexOutOfRange,
+    ShapeError,
+)
+from distgrad.ops.compare import isnan, logical_not
 from distgrad.ops.shape import dtype_of, wrap_dim
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Dim, Namespace, Shape
 
 __all__ = [
-    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "logsumexp",
-    "max", "mean", "median", "min", "nanmean", "nanmedian", "nansum", "norm", "prod", "std",
-    "std_mean", "sum", "var", "var_mean",
+    "all", "amax", "amin", "any", "count_nonzero", "logsumexp", "mean", "nanmean", "nansum",
+    "prod", "std", "std_mean", "sum", "var", "var_mean",
 ]  # fmt: skip
 
 
@@ -70,6 +74,11 @@ def kept(F: Any, x: Any, shape: Shape, dim: Dim, keepdim: bool) -> Any:
     return x if keepdim else F.reshape(x, kept_shape(shape, dim))
 
 
+def conjugate(F: Any, x: Any) -> Any:
+    """Return the conjugate of a complex tensor or array, and a real one as it is."""
+    return F.conj(x) if dtype_of(x).kind == "c" else x
+
+
 def is_narrow(array: Any) -> bool:
     """Return True for float16 and bfloat16, whose sums are made in float32."""
     return bool(array.dtype.itemsize == 2 and array.dtype.kind in "fV")
@@ -95,10 +104,10 @@ def _float_only(name: str, input: Any) -> None:
         )
 
 
-def _comparable(name: str, input: Any, dims: tuple[int, ...] | None) -> None:
+def comparable(name: str, input: Any, dims: tuple[int, ...] | None) -> None:
     """Refuse complex numbers, and dimensions without an element."""
     if input.dtype.kind == "c":
-        raise DtypeError(f"{name}() does not support complex input; use .abs() or .real")
+        raise DtypeNotImplemented(f"{name}() does not support complex input; use .abs() or .real")
     if 0 not in input.shape:
         return
     if dims is None:
@@ -178,6 +187,8 @@ def nansum(
     xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Array:
     """Return the sum over ``dim`` of all that is not nan."""
+    if input.dtype.kind == "c":  # type: ignore[attr-defined]
+        raise DtypeError("nansum on CPU does not support complex inputs; sum .real and .imag")
     floating = input.dtype.kind not in "biu"  # type: ignore[attr-defined]
     x = xp.where(xp.isnan(input), xp.zeros((), input.dtype), input) if floating else input
     return total(xp, x, axes(dim, input.ndim), keepdim, dtype and input.dtype)
@@ -197,7 +208,12 @@ def nanmean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any
 
 
 @op(
-    samples=[case(integers(2, 3, 4)), case(integers(2, 3, 4), dim=(0, 1)), case(booleans(3), dim=0)]
+    widens=False,
+    samples=[
+        case(integers(2, 3, 4)),
+        case(integers(2, 3, 4), dim=(0, 1)),
+        case(booleans(3), dim=0),
+    ],
 )
 def count_nonzero(xp: Namespace, input: Tensor, dim: Dim = None) -> Array:
     """Return how many elements are not zero, over ``dim`` (all dimensions by default)."""
@@ -233,6 +249,8 @@ def prod(
 def _prod_rule(F: Any, g: Any, input: Any, out: Any, dim: int | None, keepdim: bool) -> Any:
     """Return ``g`` times the product of all other elements, which a zero does not hide."""
     shape = input.shape
+    if not shape:
+        return g
     g, out = kept(F, g, shape, dim, keepdim), kept(F, out, shape, dim, keepdim)
     if not has_zero(input):
         return g * out / input
@@ -280,7 +298,7 @@ def _ratio(above: float, below: float) -> float:
     d_input=lambda F, g, input, dim, correction, keepdim: (
         kept(F, g, input.shape, dim, keepdim)
         * _ratio(2.0, _freedom(input.shape, dim, correction))
-        * (input - F.mean(input, dim, True))
+        * conjugate(F, input - F.mean(input, dim, True))
     ),
 )
 def var(
@@ -296,7 +314,7 @@ def var(
     d_input=lambda F, g, input, out, dim, correction, keepdim: (
         kept(F, F.where(out == 0, 0.0, g / out), input.shape, dim, keepdim)
         * _ratio(1.0, _freedom(input.shape, dim, correction))
-        * (input - F.mean(input, dim, True))
+        * conjugate(F, input - F.mean(input, dim, True))
     ),
 )
 def std(
@@ -418,6 +436,7 @@ def shared_among_ties(F: Any, g: Any, input: Any, out: Any, dim: Dim, keepdim: b
 
 
 @op(
+    widens=False,
     samples=[*reductions(distinct), case(integers(9, 3, 4), dim=1)],
     d_input=lambda F, g, input, out, dim, keepdim: shared_among_ties(
         F, g, input, out, dim, keepdim
@@ -429,11 +448,12 @@ def amax(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
     Gradient: equal parts to all elements that attain the maximum.
     """
     dims = axes(dim, input.ndim)
-    _comparable("amax", input, dims)
+    comparable("amax", input, dims)
     return xp.max(input, axis=dims, keepdims=keepdim)
 
 
 @op(
+    widens=False,
     samples=[*reductions(distinct), case(integers(9, 3, 4), dim=1)],
     d_input=lambda F, g, input, out, dim, keepdim: shared_among_ties(
         F, g, input, out, dim, keepdim
@@ -445,257 +465,8 @@ def amin(xp: Namespace, input: Tensor, dim: Dim = (), keepdim: bool = False) -> 
     Gradient: equal parts to all elements that attain the minimum.
     """
     dims = axes(dim, input.ndim)
-    _comparable("amin", input, dims)
+    comparable("amin", input, dims)
     return xp.min(input, axis=dims, keepdims=keepdim)
-
-
-_aminmax_result = named_results("aminmax", ["min", "max"])
-
-
-@takes_out
-def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Return the smallest and the largest elements, as a named tuple ``(min, max)``."""
-    dims: Dim = () if dim is None else dim
-    return _aminmax_result(amin(input, dims, keepdim), amax(input, dims, keepdim))
-
-
-@op(
-    "linear",
-    samples=[case(real(3), integers(4, 3), size=(3, 4), dim=1),
-             case(real(2, 1, 4), integers(3, 2, 1, 4), size=(2, 3, 4), dim=-2, keepdim=True),
-             case(real(), integers(1), size=(), dim=0)],
-    method=False,
-    reference="none",
-    d_grad=lambda F, g, indices, dim, grad_shape: _selected(F, g, indices, dim, grad_shape),
-)  # fmt: skip
-def value_selecting_reduction_backward(
-    xp: Namespace, grad: Tensor, indices: Tensor, size: Shape, dim: int, keepdim: bool = False
-) -> Array:
-    """Return zeros of ``size`` with ``grad`` added at ``indices`` along ``dim``."""
-    if not size:
-        return xp.array(grad, copy=True)
-    d = dim % len(size)
-    if not keepdim:
-        grad, indices = xp.expand_dims(grad, d), xp.expand_dims(indices, d)
-    out = xp.zeros(size, grad.dtype)
-    xp.scatter_add(out, d, indices, grad)
-    return out
-
-
-def _selected(F: Any, g: Any, indices: Any, dim: int, shape: Shape) -> Any:
-    if not g.ndim:
-        return g
-    at = indices if indices.ndim == g.ndim else F.unsqueeze(indices, dim % g.ndim)
-    return F.reshape(F.gather(g, dim, at), shape)
-
-
-def _extreme(xp: Namespace, search: Any, name: str, input: Any, dim: int, keepdim: bool) -> Any:
-    """Return the elements that ``search`` (argmax or argmin) finds along ``dim``, and where."""
-    if not input.ndim:
-        wrap_dim(dim, 0)
-        return xp.array(input, copy=True), xp.zeros((), xp.int64)
-    d = wrap_dim(dim, input.ndim)
-    _comparable(name, input, (d,))
-    at = xp.expand_dims(search(input, axis=d), d)
-    values = xp.take_along_axis(input, at, d)
-    return (values, at) if keepdim else (values.squeeze(d), at.squeeze(d))
-
-
-@op(
-    samples=[*along(distinct), case(distinct(2, 3), dim=1, keepdim=True),
-             case(integers(9, 3, 4), dim=0)],
-    outputs=("values", "indices!"),
-    method=False,
-    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
-        g, indices, input_shape, dim, keepdim
-    ),
-)  # fmt: skip
-def max(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Return the largest elements along ``dim`` and their indices."""
-    values, at = _extreme(xp, xp.argmax, "max", input, dim, keepdim)
-    return values, at
-
-
-@op(
-    samples=[*along(distinct), case(distinct(2, 3), dim=1, keepdim=True),
-             case(integers(9, 3, 4), dim=0)],
-    outputs=("values", "indices!"),
-    method=False,
-    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
-        g, indices, input_shape, dim, keepdim
-    ),
-)  # fmt: skip
-def min(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Return the smallest elements along ``dim`` and their indices."""
-    values, at = _extreme(xp, xp.argmin, "min", input, dim, keepdim)
-    return values, at
-
-
-_max_op, _min_op = max, min
-
-
-@takes_out  # type: ignore[no-redef]
-def max(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Any:
-    """Return the largest element; along ``dim`` a named tuple ``(values, indices)``.
-
-    With a tensor as second argument, return the larger element of each pair, as ``maximum``.
-
-    Gradient: to the one element that ``indices`` names; without ``dim`` in equal parts to all that
-    attain the maximum.
-
-    Example:
-        >>> import distgrad as dg
-        >>> dg.tensor([[1., 5.], [4., 2.]]).max(dim=1).indices
-        tensor([1, 0])
-    """
-    if isinstance(dim, Tensor):
-        return maximum(input, dim)
-    if dim is None:
-        _comparable("max", input.array, None)
-        return amax(input)
-    _one_dimension("max", dim)
-    return _max_op(input, dim, keepdim)
-
-
-@takes_out  # type: ignore[no-redef]
-def min(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Any:
-    """Return the smallest element; along ``dim`` a named tuple ``(values, indices)``.
-
-    With a tensor as second argument, return the smaller element of each pair, as ``minimum``.
-    Gradient as for ``max``.
-    """
-    if isinstance(dim, Tensor):
-        return minimum(input, dim)
-    if dim is None:
-        _comparable("min", input.array, None)
-        return amin(input)
-    _one_dimension("min", dim)
-    return _min_op(input, dim, keepdim)
-
-
-def _one_dimension(name: str, dim: object) -> None:
-    if not isinstance(dim, int):
-        raise ArgumentTypeError(
-            f"{name}(dim={dim!r}): takes one dimension or another tensor; use a{name} for several"
-        )
-
-
-def _place(xp: Namespace, search: Any, name: str, input: Any, dim: Any, keepdim: bool) -> Array:
-    if input.dtype.kind in "bc":
-        raise DtypeError(f"{name}(): does not support {input.dtype} input; convert it first")
-    if not input.size and dim is None:
-        raise IndexOutOfRange(
-            f"{name}(): Expected reduction dim to be specified for input.numel() == 0."
-        )
-    if dim is None or not input.ndim:
-        wrap_dim(dim or 0, input.ndim)
-        at = xp.asarray(search(input))
-        return at.reshape((1,) * input.ndim if keepdim else ())
-    d = wrap_dim(dim, input.ndim)
-    _comparable(name, input, (d,))
-    at = search(input, axis=d)
-    return xp.expand_dims(at, d) if keepdim else at
-
-
-@op(samples=[*along(distinct), case(distinct(3, 4)), case(distinct(3, 4), dim=1, keepdim=True),
-             case(distinct(3, 4), keepdim=True)])  # fmt: skip
-def argmax(xp: Namespace, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Array:
-    """Return the index of the first largest element: of all, or along ``dim``."""
-    return _place(xp, xp.argmax, "argmax", input, dim, keepdim)
-
-
-@op(samples=[*along(distinct), case(distinct(3, 4)), case(distinct(3, 4), dim=1, keepdim=True),
-             case(distinct(3, 4), keepdim=True)])  # fmt: skip
-def argmin(xp: Namespace, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Array:
-    """Return the index of the first smallest element: of all, or along ``dim``."""
-    return _place(xp, xp.argmin, "argmin", input, dim, keepdim)
-
-
-# ---------------------------------------------------------------------- medians
-def _median_place(xp: Namespace, x: Array, nan_wins: bool) -> Array:
-    """Return the index of the lower median along the last axis, kept as 1."""
-    order = xp.argsort(x, axis=-1)  # nan is last
-    if x.dtype.kind in "iu":
-        return order[..., (x.shape[-1] - 1) // 2, None]
-    nan = xp.isnan(x)
-    count = x.shape[-1] - xp.add.reduce(nan, -1, None, None, True)
-    at = xp.take_along_axis(order, xp.maximum(count - 1, 0) // 2, -1)
-    first_nan = xp.expand_dims(xp.argmax(nan, axis=-1), -1)
-    return xp.where((count < x.shape[-1]) & nan_wins, first_nan, at)
-
-
-def _median(xp: Namespace, input: Any, dim: int, keepdim: bool, nan_wins: bool) -> Any:
-    if input.dtype.kind in "bc":
-        raise DtypeError(f'"median" not implemented for {input.dtype}; convert it first')
-    if not input.ndim:
-        wrap_dim(dim, 0)
-        return xp.array(input, copy=True), xp.zeros((), xp.int64)
-    d = wrap_dim(dim, input.ndim)
-    _comparable("median", input, (d,))
-    last = xp.moveaxis(input, d, -1)
-    at = _median_place(xp, last, nan_wins)
-    values, at = (xp.moveaxis(a, -1, d) for a in (xp.take_along_axis(last, at, -1), at))
-    if keepdim:
-        return xp.array(values, copy=True), at
-    return values.squeeze(d), at.squeeze(d)
-
-
-@op(
-    samples=[*along(distinct), case(distinct(2, 5), dim=1, keepdim=True)],
-    outputs=("values", "indices!"),
-    method=False,
-    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
-        g, indices, input_shape, dim, keepdim
-    ),
-)
-def median(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Return the lower medians along ``dim`` and their indices."""
-    values, at = _median(xp, input, dim, keepdim, True)
-    return values, at
-
-
-@op(
-    samples=[*along(distinct), case(given([[1.0, float("nan"), 3.0], [2.0, 5.0, 4.0]]), dim=1)],
-    outputs=("values", "indices!"),
-    method=False,
-    d_input=lambda F, g, indices, input_shape, dim, keepdim: F.value_selecting_reduction_backward(
-        g, indices, input_shape, dim, keepdim
-    ),
-)
-def nanmedian(xp: Namespace, input: Tensor, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-    """Return the lower medians along ``dim`` of all that is not nan, and their indices."""
-    values, at = _median(xp, input, dim, keepdim, False)
-    return values, at
-
-
-@op(
-    samples=[case(distinct(3, 4)), case(distinct()), case(distinct(5)), case(integers(9, 4))],
-    method=False,
-    node="MedianBackward1",
-    reference="median",
-    d_input=lambda F, g, input, out: shared_among_ties(F, g, input, out, None, False),
-)
-def median_all(xp: Namespace, input: Tensor, nan_wins: bool = True) -> Array:
-    """Return the lower median of all elements; of none it is nan."""
-    if not xp.size(input):
-        return xp.full((), xp.nan, input.dtype)
-    return _median(xp, xp.reshape(input, -1), 0, False, nan_wins)[0]
-
-
-_median_op, _nanmedian_op = median, nanmedian
-
-
-def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:  # type: ignore[no-redef]
-    """Return the median; along ``dim`` a named tuple ``(values, indices)``.
-
-    Of an even number of elements it is the lower of the two in the middle.  A nan makes it nan.
-    """
-    return median_all(input) if dim is None else _median_op(input, dim, keepdim)
-
-
-def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:  # type: ignore[no-redef]
-    """Return the median of all that is not nan; forms as for ``median``."""
-    return median_all(input, False) if dim is None else _nanmedian_op(input, dim, keepdim)
 
 
 # ---------------------------------------------------------------------- logic
@@ -707,14 +478,14 @@ def _truth(xp: Namespace, reduce: Any, input: Any, dim: Dim, keepdim: bool) -> A
     return out.astype(xp.uint8) if input.dtype == xp.uint8 else out
 
 
-@op(samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
+@op(widens=False, samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
              case(booleans(0, 2), dim=0), case(booleans(2, 3), dim=())])  # fmt: skip
 def all(xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False) -> Array:
     """Return True where all elements over ``dim`` (all dimensions by default) are nonzero."""
     return _truth(xp, xp.all, input, dim, keepdim)
 
 
-@op(samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
+@op(widens=False, samples=[*reductions(lambda *shape: booleans(*shape)), case(real(2, 3), dim=1),
              case(booleans(0, 2), dim=0)])  # fmt: skip
 def any(xp: Namespace, input: Tensor, dim: Dim = None, keepdim: bool = False) -> Array:
     """Return True where an element over ``dim`` (all dimensions by default) is nonzero."""
@@ -734,10 +505,19 @@ def logsumexp(
     xp: Namespace, input: Tensor, dim: int | Sequence[int], keepdim: bool = False
 ) -> Array:
     """Return the logarithm of the sum of exponentials over ``dim``, without overflow."""
+    dims = axes(dim, input.ndim) or tuple(range(input.ndim))
+    if input.dtype.kind == "c":  # type: ignore[attr-defined]
+        return _complex_logsumexp(xp, input, dims, keepdim)
     if not input.ndim:
-        wrap_dim(dim if isinstance(dim, int) else 0, 0)
         return xp.array(input, copy=True)
-    return xp.logsumexp(input, axes(dim, input.ndim) or tuple(range(input.ndim)), keepdim)
+    return xp.logsumexp(input, dims, keepdim)
+
+
+def _complex_logsumexp(xp: Namespace, x: Any, dims: tuple[int, ...], keepdim: bool) -> Array:
+    shift = x.real[:0].sum() if not x.size else xp.max(x.real, axis=dims, keepdims=True)
+    shift = xp.where(xp.isfinite(shift), shift, shift.dtype.type(0))
+    out = xp.log(xp.add.reduce(xp.exp(x - shift), dims, None, None, True)) + shift
+    return out if keepdim else xp.squeeze(out, dims)
 
 
 _NORMS = [
@@ -784,15 +564,18 @@ def vector_norm(
 
 
 def _norm(xp: Namespace, x: Any, p: float, dims: tuple[int, ...] | None, keepdim: bool) -> Array:
-    if math.isinf(p):
-        _comparable("vector_norm", x, dims)
-        return (xp.max if p > 0 else xp.min)(xp.abs(x), axis=dims, keepdims=keepdim)
     if p == 2 and x.dtype.kind == "f":
         return xp.sqrt(xp.add.reduce(xp.multiply(x, x), dims, None, None, keepdim))
     size = xp.abs(x)
+    if math.isinf(p):
+        if p < 0 or not x.size:
+            comparable("linalg.vector_norm", size, dims)
+        return (xp.max if p > 0 else xp.min)(size, axis=dims, keepdims=keepdim)
     if p == 0:
         size = xp.not_equal(size, 0).astype(size.dtype)
     elif p != 1:
+        if p < 0:
+            comparable("linalg.vector_norm", size, dims)
         size = size**p
     power = xp.add.reduce(size, dims, None, None, keepdim)
     return power if p in (0, 1) else power ** (1.0 / p)
@@ -802,49 +585,21 @@ def _norm_rule(F: Any, g: Any, x: Any, out: Any, p: float, dim: Dim, keepdim: bo
     if p == 0:
         return F.zero(x) * g
     if math.isinf(p):
-        return F.sign(x) * shared_among_ties(F, g, F.abs(x), out, dim, keepdim)
+        shared = shared_among_ties(F, g, F.abs(x), out, dim, keepdim)
+        return conjugate(F, F.sgn(x)) * shared
     out = kept(F, out, x.shape, dim, keepdim)
     if p == 1:
-        return g * F.sign(x)
+        return g * conjugate(F, F.sgn(x))
     if p == 2:
-        return x * F.where(out == 0, 0.0, g / out)
-    scale = F.where(out == 0, 0.0, g * F.pow(out, 1.0 - p))
+        return conjugate(F, x) * (g * F.where(out == 0, 0.0, 1.0 / out))
+    nothing = out == 0
+    scale = F.where(nothing, 0.0, g * F.pow(F.where(nothing, 1.0, out), 1.0 - p))
     if p < 2:
-        return scale * F.sign(x) * F.where(x == 0, 0.0, F.pow(F.abs(x), p - 1.0))
-    return scale * x * F.pow(F.abs(x), p - 2.0)
+        slope = F.where(x == 0, 0.0, F.pow(F.abs(x), p - 1.0))
+        return scale * conjugate(F, F.sgn(x)) * slope
+    return scale * conjugate(F, x) * F.pow(F.abs(x), p - 2.0)
 
 
-def norm(
-    input: Tensor,
-    p: float | str | None = "fro",
-    dim: Dim = None,
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-) -> Tensor:
-    """Return the vector norm over ``dim`` (all dimensions by default).
-
-    Args:
-        p: a number as for ``linalg.vector_norm``; "fro" means 2.
-
-    Differs from PyTorch: the nuclear norm is ``linalg.matrix_norm(ord="nuc")``.
-    """
-    if p == "fro" and isinstance(dim, list | tuple) and len(dim) > 2:
-        raise ShapeError(
-            f"norm({input._brief()}, dim={dim}): the Frobenius norm takes two dimensions; use p=2"
-        )
-    if p == "fro" or p is None:
-        p = 2
-    if isinstance(p, str):
-        raise ShapeError(
-            f"norm({input._brief()}, p={p!r}): unknown order; use a number, 'fro', or "
-            "linalg.matrix_norm"
-        )
-    return vector_norm(input, p, dim, keepdim, dtype=dtype)
-
-
-for _function in (
-    aminmax, max, median, min, nanmean, nanmedian, norm, std, var,
-):  # fmt: skip
-    as_method(_function)
-del _function
+as_method(nanmean)
+as_method(std)
+as_method(var)

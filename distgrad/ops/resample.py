@@ -16,8 +16,9 @@ import numpy
 
 from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import case, real
-from distgrad.errors import ArgumentError, ArgumentTypeError, DistgradError, DtypeError, ShapeError
-from distgrad.ops.pool import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+from distgrad.errors import ArgumentError, ArgumentTypeError, DistgradError, ShapeError
+from distgrad.ops.adaptive import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+from distgrad.ops.checks import demand_floating
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape
 
@@ -150,6 +151,33 @@ def _along(xp: Namespace, x: Array, axis: int, table: Table) -> Array:
     return total
 
 
+def _fixed_point(table: Table) -> tuple[Any, Any, int]:
+    """Return a table with weights of 16 bits, and how many of these are behind the point."""
+    places, weights = table[0], table[1].astype(numpy.float64)
+    for column in range(places.shape[1] - 1, 0, -1):  # the border's neighbours are one element
+        same = places[:, column] == places[:, column - 1]
+        weights[:, column - 1] += numpy.where(same, weights[:, column], 0)
+        weights[same, column] = 0
+    bits = 0
+    while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    scaled = weights * (1 << bits)
+    return places, numpy.trunc(scaled + numpy.copysign(0.5, scaled)).astype(numpy.int32), bits
+
+
+def _resample_bytes(
+    xp: Namespace, x: Array, lengths: Sequence[tuple[int, int]], mode: str, align: bool,
+    scales: Scales,
+) -> Array:  # fmt: skip
+    """Return the same for uint8 in whole numbers, rounded after each dimension, the last first."""
+    axes = [*zip(range(-len(lengths), 0), lengths, scales, strict=True)]
+    for axis, (n, out), scale in reversed(axes):
+        places, weights, bits = _fixed_point(_table(n, out, mode, align, scale, True))
+        total = _along(xp, x.astype(xp.int32), axis, (places, weights))
+        x = xp.clip((total + (1 << bits >> 1)) >> bits, 0, 255).astype(xp.uint8)
+    return x
+
+
 def _resample(
     xp: Namespace, x: Array, lengths: Sequence[tuple[int, int]], make: Any, mode: str, align: bool,
     scales: Scales,
@@ -209,6 +237,8 @@ def resample(
     """Return ``input`` interpolated to ``size`` in its last dimensions."""
     space = input.shape[input.ndim - len(size) :]
     lengths = list(zip(space, size, strict=True))
+    if input.dtype == xp.uint8 and not mode.startswith("nearest"):
+        return _resample_bytes(xp, input, lengths, mode, align_corners, scales)
     return _resample(xp, input, lengths, _table, mode, align_corners, scales)
 
 
@@ -236,6 +266,7 @@ def resample_back(
 
 # ---------------------------------------------------------------------- public
 _NEEDS = {"linear": 3, "bilinear": 4, "bicubic": 4, "trilinear": 5}
+_BYTES = ("nearest", "nearest-exact", "bilinear", "bicubic")
 _AREA = {3: adaptive_avg_pool1d, 4: adaptive_avg_pool2d, 5: adaptive_avg_pool3d}
 
 
@@ -299,8 +330,7 @@ def _check_mode(input: Tensor, mode: str, align_corners: bool | None, antialias:
         )
     if ndim not in (3, 4, 5):
         raise NoSuchMode(f"Only 3D, 4D and 5D input Tensors supported (got {ndim}D)")
-    if not mode.startswith("nearest") and input.array.dtype.kind not in "fV":
-        raise DtypeError(f"not implemented for {input.array.dtype}; convert with .float()")
+    demand_floating(input.array, *(("uint8",) if mode in _BYTES else ()))
 
 
 class NoSuchMode(DistgradError, NotImplementedError):

@@ -18,13 +18,17 @@ from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import Spec, case, real
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError
+from distgrad.ops.checks import demand_floating
 from distgrad.ops.matmul import matmul
 from distgrad.ops.resample import NoSuchMode, cubic
 from distgrad.ops.shape import mT, reshape
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape
 
-__all__ = ["affine_grid", "grid_sample"]
+__all__ = ["affine_grid", "grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"]
+
+_MODES = ("bilinear", "nearest", "bicubic")
+_PADDINGS = ("zeros", "border", "reflection")
 
 
 class _Neighbour(NamedTuple):
@@ -207,14 +211,14 @@ def _torch_sample(torch: Any, x: Any, grid: Any, mode: str, padding_mode: str,
     method=False,
     node="GridSampler2DBackward0",
     reference=_torch_sample,
-    d_input=lambda F, g, grid, input_shape, mode, padding_mode, align_corners: F.grid_sampler_back(
+    d_input=lambda F, g, grid, input_shape, mode, padding_mode, align_corners: F.spread_to_grid(
         g, grid, tuple(input_shape[2:]), mode, padding_mode, align_corners
     ),
     d_grid=lambda F, g, input, grid, mode, padding_mode, align_corners: _d_grid(
         F, g, input, grid, mode, padding_mode, align_corners
     ),
 )
-def grid_sampler(
+def sample_grid(
     xp: Namespace, input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool
 ) -> Array:
     """Return the images at the points of the grid."""
@@ -226,14 +230,14 @@ def grid_sampler(
     samples=_forms((2, 2, 3, 2), (2, 3, 2, 2), space=(3, 4))[:5],
     method=False,
     reference="none",
-    d_input=lambda F, g, grid, mode, padding_mode, align_corners: F.grid_sampler(
+    d_input=lambda F, g, grid, mode, padding_mode, align_corners: F.sample_grid(
         g, grid, mode, padding_mode, align_corners
     ),
     d_grid=lambda F, g, input, grid, mode, padding_mode, align_corners: _d_grid(
         F, input, g, grid, mode, padding_mode, align_corners
     ),
 )
-def grid_sampler_back(
+def spread_to_grid(
     xp: Namespace, input: Tensor, grid: Tensor, space: Shape, mode: str, padding_mode: str,
     align_corners: bool,
 ) -> Array:  # fmt: skip
@@ -278,21 +282,22 @@ def grid_sample(
         recover("grid_sample", error, {"input": input, "grid": grid}, options)
     if align_corners is None:
         warnings.warn(_CHANGED.format("grid_sample and affine_grid"), stacklevel=2)
-    return grid_sampler(input, grid, mode, padding_mode, bool(align_corners))
+    return sample_grid(input, grid, mode, padding_mode, bool(align_corners))
 
 
 def _check_grid(input: Tensor, grid: Tensor, mode: str, padding_mode: str) -> None:
-    if mode not in ("bilinear", "nearest", "bicubic"):
+    if mode not in _MODES:
         raise ArgumentError(
             f"expected mode to be 'bilinear', 'nearest' or 'bicubic', but got: '{mode}'"
         )
-    if padding_mode not in ("zeros", "border", "reflection"):
+    if padding_mode not in _PADDINGS:
         raise ArgumentError(
             "expected padding_mode to be 'zeros', 'border', or 'reflection', but got: "
             f"'{padding_mode}'"
         )
     x, points = input.array, grid.array
-    if x.dtype != points.dtype or x.dtype.kind != "f":
+    demand_floating(x)
+    if x.dtype != points.dtype:
         raise DtypeError(
             f"expected input and grid to have the same floating dtype, but got {x.dtype} and "
             f"{points.dtype}"
@@ -319,6 +324,33 @@ def _check_grid(input: Tensor, grid: Tensor, mode: str, padding_mode: str) -> No
         )
     if mode == "bicubic" and x.ndim == 5:
         raise ShapeError("bicubic interpolation only supports 4D input")
+
+
+def grid_sampler(
+    input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Tensor:
+    """Return ``grid_sample`` with its modes given as numbers, in the order of their names there."""
+    if not (0 <= interpolation_mode < len(_MODES) and 0 <= padding_mode < len(_PADDINGS)):
+        raise ShapeError(
+            f"grid_sampler(interpolation_mode={interpolation_mode}, padding_mode={padding_mode}): "
+            "there are the modes 0, 1 and 2 only"
+        )
+    modes = _MODES[interpolation_mode], _PADDINGS[padding_mode]
+    return grid_sample(input, grid, *modes, align_corners)
+
+
+def grid_sampler_2d(
+    input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Tensor:
+    """Return ``grid_sampler`` of images."""
+    return grid_sampler(input, grid, interpolation_mode, padding_mode, align_corners)
+
+
+def grid_sampler_3d(
+    input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Tensor:
+    """Return ``grid_sampler`` of volumes."""
+    return grid_sampler(input, grid, interpolation_mode, padding_mode, align_corners)
 
 
 def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None = None) -> Tensor:

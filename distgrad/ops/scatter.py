@@ -10,7 +10,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import Spec, case, distinct, given, integers, positive, real
-from distgrad.errors import ArgumentError, DtypeError, ShapeError
+from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.shape import expand, reshape, wrap_dim
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape, TensorLike
@@ -31,10 +31,10 @@ def _places(xp: Namespace, index: Any, dim: int) -> tuple[Any, ...]:
 
 def _check(index: Any, shape: Shape, dim: int, source: Shape | None = None) -> None:
     """Raise what PyTorch raises for an index that does not fit."""
-    if index.dtype.kind not in "iu" or index.dtype.itemsize < 4:
-        raise DtypeError(f"expected dtype int64 for index, not {index.dtype}; use .long()")
     if not index.size:
         return
+    if index.dtype.kind != "i" or index.dtype.itemsize < 4:
+        raise DtypeError(f"Expected dtype int32/int64 for index, not {index.dtype}; use .long()")
     if max(index.ndim, 1) != max(len(shape), 1):
         raise ShapeError(
             f"Index tensor must have the same number of dimensions as input tensor: {index.ndim} "
@@ -70,6 +70,7 @@ def _grown(F: Any, g: Any, shape: Shape) -> Any:
 # ---------------------------------------------------------------------- gather
 @op(
     "linear",
+    widens=False,
     samples=[
         case(real(3, 4), integers(4, 3, 2), dim=1),
         case(real(3, 4), integers(3, 2, 4), dim=0),
@@ -94,6 +95,8 @@ def gather(
         return xp.array(xp.broadcast_to(xp.reshape(input, -1)[:1], index.shape or (1,))).reshape(
             index.shape
         )
+    if not xp.size(index):
+        return xp.zeros(index.shape, input.dtype)
     return input[_places(xp, index, place)]
 
 
@@ -134,6 +137,7 @@ _INTO = [
 
 @op(
     "linear",
+    widens=False,
     samples=[*_INTO, case(real(3, 4), given([[3, 0], [1, 2]]), real(), dim=1)],
     method=False,
     node="ScatterBackward0",
@@ -148,6 +152,9 @@ def scatter_src(xp: Namespace, input: Tensor, dim: int, index: Tensor, src: Tens
     place = wrap_dim(dim, input.ndim)
     shape = xp.shape(src)
     _check(index, input.shape, place, shape or None)
+    kinds: list[Any] = [input.dtype, getattr(src, "dtype", input.dtype)]
+    if kinds[0].kind != "c" and kinds[1].kind == "c":
+        raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
     out = xp.array(input, copy=True)
     if not input.ndim:
         out[...] = src if not shape else xp.reshape(src, -1)[0]
@@ -156,6 +163,7 @@ def scatter_src(xp: Namespace, input: Tensor, dim: int, index: Tensor, src: Tens
     return out
 
 
+@takes_out
 def scatter(
     input: Tensor,
     dim: int,
@@ -181,7 +189,8 @@ def scatter(
         error: Exception = TypeError("missing argument: give src or value")
         recover("scatter", error, operands, {"dim": dim})
     assert source is not None
-    if isinstance(source, Tensor) and source.array.dtype != input.array.dtype:
+    many = isinstance(source, Tensor) and source.array.ndim
+    if many and source.array.dtype != input.array.dtype:  # type: ignore[union-attr]
         error = DtypeError("Expected self.dtype to be equal to src.dtype")
         recover("scatter", error, operands | {"src": source}, {"dim": dim})
     if reduce is None:
@@ -245,12 +254,28 @@ def _extremes(F: Any, g: Any, input: Any, src: Any, out: Any, dim: int, index: A
 
 def _products(F: Any, g: Any, input: Any, src: Any, out: Any, dim: int, index: Any,
               include_self: bool) -> tuple[Any, Any]:  # fmt: skip
-    """Return the gradients of a product: the product of the others, by division."""
-    part = _corner(src, index.shape)
-    d_input = g * out / input
+    """Return the gradients of a product: the product of the other factors.
+
+    For elements of ``src`` by division; for one that is the only zero at its place, the product
+    of what is not zero.
+    """
+    kind = _dtype_of(g)
+    ones = F.zero(input) + 1
+    d_input = g * _conj(F, F.scatter_extreme(ones, dim, index, src, "prod", True))
     if not include_self:
-        d_input = F.scatter_src(g, dim, index, 0)
-    return d_input, F.gather(g * out, dim, index) / part
+        d_input = F.scatter_src(d_input, dim, index, 0)
+    part = _corner(src, index.shape)
+    zero = part == 0
+    count = F.gather(F.scatter_add(F.zero(g), dim, index, F.to_dtype(zero, kind)), dim, index)
+    whole = F.where(zero, 1.0, part)
+    rest = F.scatter_extreme(input, dim, index, whole, "prod", include_self)
+    others = F.where(zero & (count == 1), F.gather(rest, dim, index),
+                     F.gather(out, dim, index) / whole)  # fmt: skip
+    return d_input, F.gather(g, dim, index) * _conj(F, others)
+
+
+def _conj(F: Any, x: Any) -> Any:
+    return F.conj(x) if _dtype_of(x).kind == "c" else x
 
 
 def _dtype_of(x: Any) -> Any:
@@ -271,6 +296,8 @@ def _reduced_gradients(
         case(positive(3, 4), integers(4, 2, 2), positive(2, 2), dim=1, reduce="prod"),
         case(positive(3, 4), integers(3, 5, 4), positive(6, 5), dim=0, reduce="prod",
              include_self=False),
+        case(given([[0.0, 2.0], [1.5, 0.0]]), given([[0, 0, 1], [1, 0, 0]]),
+             given([[0.0, 3.0, 0.5], [2.0, 0.0, 1.5]]), dim=1, reduce="prod"),
         case(distinct(3, 4), integers(4, 2, 3), Spec((2, 3), -1.9, 1.7, "distinct"), dim=1,
              reduce="amax"),
         case(distinct(3, 4), integers(3, 5, 4), Spec((6, 5), -1.9, 1.7, "distinct"), dim=0,
@@ -291,6 +318,9 @@ def scatter_extreme(
     place = wrap_dim(dim, input.ndim)
     if input.dtype != src.dtype:
         raise DtypeError("Expected self.dtype to be equal to src.dtype")
+    memory: Array = input
+    if reduce != "prod" and memory.dtype.kind == "c":
+        raise DtypeNotImplemented(f'"{reduce}" not implemented for {input.dtype}')
     _check(index, input.shape, place, src.shape)
     out = xp.array(input, copy=True)
     if not xp.size(index):
@@ -318,6 +348,7 @@ def _highest(xp: Namespace, dtype: Any) -> Any:
     return xp.inf if dtype.kind in "fV" else xp.iinfo(dtype).max if dtype.kind in "iu" else True
 
 
+@takes_out
 def scatter_reduce(
     input: Tensor,
     dim: int,
@@ -336,23 +367,24 @@ def scatter_reduce(
         src: at least as large as ``index``.
         reduce: "sum", "prod", "mean", "amax" or "amin".
         include_self: False leaves out the elements of ``input`` where ``src`` sends any.
-
-    Differs from PyTorch: the gradient of "prod" divides, so it is nan where a factor is zero.
     """
+    operands = {"input": input, "index": index, "src": src}
     if reduce in ("prod", "amax", "amin"):
         return scatter_extreme(input, dim, index, src, reduce, include_self)
     if reduce not in ("sum", "mean"):
-        error = ArgumentError(
+        error = ShapeError(
             f"reduce argument must be either sum, prod, mean, amax or amin, got {reduce}"
         )
-        operands = {"input": input, "index": index, "src": src}
         recover("scatter_reduce", error, operands, {"dim": dim, "reduce": reduce})
+    if reduce == "mean" and input.array.dtype.kind == "b":
+        unknown = DtypeNotImplemented('"mean" not implemented for bool; convert with .to(dtype)')
+        recover("scatter_reduce", unknown, operands, {"dim": dim, "reduce": reduce})
     start = input if include_self else scatter_src(input, dim, index, 0)
     total = scatter_add(start, dim, index, src)
     if reduce == "sum":
         return total
     count = _counts(input, dim, index, include_self)
-    if input.is_floating_point():
+    if input.is_floating_point() or input.is_complex():
         return total / count
     return total.div(count, rounding_mode="floor")
 
@@ -373,9 +405,11 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     Without ``dim`` both count as one row.
     """
     if dim is None:
-        return gather(reshape(input, (-1,)), 0, reshape(indices, (-1,)))
+        return take_along_dim(reshape(input, (-1,)), reshape(indices, (-1,)), 0)
     a, b = input.array.shape, indices.array.shape
     try:
+        if indices.array.dtype != numpy.int64:
+            raise DtypeError(f"dtype of indices should be Long but got {indices.array.dtype}")
         place = wrap_dim(dim, len(a))
         if len(a) != len(b):
             raise ShapeError(
@@ -388,6 +422,8 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     except Exception as error:
         recover("take_along_dim", error, {"input": input, "indices": indices}, {"dim": dim})
     wide = expand(input, (*joint[:place], a[place], *joint[place + 1 :]))
+    if a[place]:
+        indices = indices % a[place]
     return gather(wide, place, expand(indices, (*joint[:place], b[place], *joint[place + 1 :])))
 
 

@@ -6,18 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
-
 from distgrad.autograd.declare import as_method, as_property, op, recover
-from distgrad.autograd.samples import case, given, real, unary
-from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentError, IndexOutOfRange, ShapeError
-from distgrad.tensor import Tensor, wrap
+from distgrad.autograd.samples import case, real, unary
+from distgrad.backend.layout import contiguous_format, laid_out, order_of
+from distgrad.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DtypeError,
+    IndexOutOfRange,
+    ShapeError,
+)
+from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
     "adjoint",
-    "as_strided",
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
@@ -94,14 +97,16 @@ def alias(xp: Namespace, input: Tensor) -> Array:
     return input[...]
 
 
-@op("linear", samples=unary(), reference="clone", d_input=lambda g: g)
+@op("linear", widens=False, samples=unary(), reference="clone", d_input=lambda g: g)
 def clone(xp: Namespace, input: Tensor, *, memory_format: Any = None) -> Array:
-    """Return a copy that gradients flow through."""
-    return xp.array(input, copy=True)
+    """Return a copy that gradients flow through, in the memory order of ``input`` or another."""
+    order = None if memory_format is None else order_of(memory_format, input.ndim)
+    return xp.array(input, copy=True) if order is None else laid_out(input, order)
 
 
 @op(
     "linear",
+    widens=False,
     samples=[],
     method=False,
     node="ToCopyBackward0",
@@ -109,7 +114,7 @@ def clone(xp: Namespace, input: Tensor, *, memory_format: Any = None) -> Array:
 )
 def to_dtype(xp: Namespace, input: Tensor, dtype: Any) -> Array:
     """Return a copy in another dtype (a ``numpy.dtype``)."""
-    return xp.astype(input, dtype)
+    return xp.cast(input, dtype)
 
 
 def _cast_back(F: Any, g: Any, dtype: Any) -> Any:
@@ -124,7 +129,7 @@ def dtype_of(x: Any) -> Any:
     return x.array.dtype if isinstance(x, Tensor) else x.dtype
 
 
-@op("linear", samples=unary(), method=False, reference="zeros_like",
+@op("linear", widens=False, samples=unary(), method=False, reference="zeros_like",
     d_input=lambda F, g: F.zero(g))  # fmt: skip
 def zero(xp: Namespace, input: Tensor) -> Array:
     """Return zeros in place of the elements."""
@@ -133,6 +138,7 @@ def zero(xp: Namespace, input: Tensor) -> Array:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 3), real())],
     method=False,
     d_input=lambda F, g: F.zero(g),
@@ -145,11 +151,15 @@ def fill(xp: Namespace, input: Tensor, value: TensorLike) -> Array:
             "fill_ only supports 0-dimension value tensor but got tensor with "
             f"{xp.ndim(value)} dimensions; use copy_()"
         )
+    kinds: list[Any] = [input.dtype, getattr(value, "dtype", input.dtype)]
+    if kinds[0].kind != "c" and kinds[1].kind == "c":
+        raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
     return xp.full(input.shape, xp.asarray(value), input.dtype)
 
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 3), real(3)), case(real(2), real(2))],
     method=False,
     node="CopyBackwards",
@@ -178,6 +188,8 @@ def reshape(xp: Namespace, input: Tensor, shape: Shape) -> Array:
     A view where the memory's order allows it, else a copy.
     """
     memory: Array = input
+    if shape and min(shape) < -1:
+        fill_in(shape, memory.size)  # NumPy takes every negative number for -1
     try:
         return memory.reshape(shape)
     except ValueError:
@@ -195,6 +207,8 @@ def reshape(xp: Namespace, input: Tensor, shape: Shape) -> Array:
 def view(xp: Namespace, input: Tensor, shape: Shape) -> Array:
     """Return a view of the same elements in a new shape; never a copy."""
     memory: Array = input
+    if shape and min(shape) < -1:
+        fill_in(shape, memory.size)  # NumPy takes every negative number for -1
     try:
         out = memory.reshape(shape)
     except ValueError:
@@ -259,6 +273,8 @@ def sum_to_size(xp: Namespace, input: Tensor, size: Shape) -> Array:
     size, lead = tuple(size), input.ndim - len(size)
     if lead < 0 or any(n not in (1, h) for n, h in zip(size, input.shape[lead:], strict=True)):
         raise ShapeError(f"size {list(size)} is not expandable to size {list(input.shape)}")
+    if input.dtype.kind in "biu" and (not size or size != input.shape):  # type: ignore[attr-defined]
+        return xp.sum_to_shape(xp.astype(input, xp.int64), size)
     out = xp.sum_to_shape(input, size)
     return xp.array(out, copy=True) if out is input else out
 
@@ -351,6 +367,8 @@ def broadcast_shapes(*shapes: int | Sequence[int]) -> Shape:
     out: list[int] = []
     for shape in shapes:
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        if min(sizes, default=0) < 0:
+            raise ArgumentError("Attempting to broadcast a dimension with negative length!")
         out = [1] * (len(sizes) - len(out)) + out
         for place in range(-len(sizes), 0):
             if out[place] == 1:
@@ -373,9 +391,15 @@ def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _at_least(tensors: tuple[Any, ...], raised: Any) -> Any:
     if len(tensors) == 1 and not isinstance(tensors[0], list | tuple):
-        return raised(tensors[0])
+        return raised(_tensor(tensors[0]))
     many = tensors[0] if len(tensors) == 1 else tensors
-    return tuple(raised(t) for t in many)
+    return tuple(raised(_tensor(t)) for t in many)
+
+
+def _tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"expected Tensor, but got {type(value).__name__}")
+    return value
 
 
 def atleast_1d(*tensors: Any) -> Any:
@@ -411,7 +435,9 @@ def atleast_3d(*tensors: Any) -> Any:
     d_input=lambda F, g: F.mT(g),
 )
 def mT(xp: Namespace, input: Tensor) -> Array:
-    """Return the last two dimensions swapped."""
+    """Return the last two dimensions swapped; a number as it is."""
+    if not input.ndim:
+        return input[...]
     if input.ndim < 2:
         raise ShapeError(
             "tensor.mT is only supported on matrices or batches of matrices. "
@@ -529,6 +555,7 @@ def slice_view(xp: Namespace, input: Tensor, index: tuple[Any, ...]) -> Array:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 4), input_size=(3, 4), index=(slice(1, None), ...))],
     method=False,
     reference="none",
@@ -553,7 +580,7 @@ def narrow(xp: Namespace, input: Tensor, dim: int, start: int, length: int) -> A
     """Return the view of ``length`` entries from ``start`` along ``dim``."""
     if not input.ndim:
         raise ShapeError("narrow() cannot be applied to a 0-dim tensor")
-    place, first = wrap_dim(dim, input.ndim), int(start)
+    place, first = wrap_dim(dim, input.ndim), _start(start)
     size = input.shape[place]
     if not -size <= first <= size:
         raise IndexOutOfRange(
@@ -569,8 +596,16 @@ def narrow(xp: Namespace, input: Tensor, dim: int, start: int, length: int) -> A
     return input[(slice(None),) * place + (slice(first, first + length),)]
 
 
+def _start(start: Any) -> int:
+    array = start.array if isinstance(start, Tensor) else None
+    if array is not None and (array.ndim or array.dtype.kind not in "iu"):
+        raise ShapeError("start must be an 0-dim integral Tensor.")
+    return int(start)
+
+
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 2), input_size=(3, 4), dim=1, start=1)],
     method=False,
     reference="none",
@@ -610,6 +645,7 @@ def diagonal(xp: Namespace, input: Tensor, offset: int = 0, dim1: int = 0, dim2:
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3), input_size=(3, 4)), case(real(2), input_size=(3, 3), offset=-1),
              case(real(3, 1), input_size=(2, 3, 4), offset=1, dim1=-1, dim2=0)],
     method=False,
@@ -645,22 +681,23 @@ def windows_view(xp: Namespace, input: Tensor, dimension: int, size: int, step: 
     Shape:
         ``dimension`` counts the slices; their elements are a new last dimension.
     """
-    if not input.ndim:
-        return xp.reshape(input, (1,))
     place = wrap_dim(dimension, input.ndim)
     if step <= 0:
         raise ShapeError(f"step is {step} but must be > 0")
-    if not 0 <= size <= input.shape[place]:
+    length = input.shape[place] if input.ndim else 1
+    if not 0 <= size <= length:
         raise ShapeError(
-            f"maximum size for tensor at dimension {place} is {input.shape[place]} "
-            f"but size is {size}"
+            f"maximum size for tensor at dimension {place} is {length} but size is {size}"
         )
+    if not input.ndim:
+        return xp.reshape(input, -1)[:size]
     moved = xp.moveaxis(input, place, -1)
     return xp.moveaxis(xp.windows(moved, [size], [step], [1]), -2, place)
 
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(3, 3), input_size=(7,), dimension=0, size=3, step=2),
              case(real(2, 4, 2), input_size=(2, 5), dimension=-1, size=2, step=1)],
     method=False,
@@ -672,7 +709,7 @@ def windows_backward(
 ) -> Array:
     """Return zeros of ``input_size`` plus ``grad`` at the places that ``windows_view`` shows."""
     if not input_size:
-        return xp.reshape(grad, ())
+        return xp.reshape(grad.sum(), ())
     out = xp.zeros(input_size, grad.dtype)
     moved = xp.moveaxis(out, dimension, -1)
     parts = xp.moveaxis(grad, dimension % len(input_size), -2)
@@ -682,68 +719,32 @@ def windows_backward(
     return out
 
 
-def _d_as_strided(F: Any, g: Any, input_shape: Shape, places: Any) -> Any:
-    flat = F.index_backward(
-        F.reshape(g, (-1,)), [F.reshape(places, (-1,))], (math.prod(input_shape),), (0,)
-    )
-    return F.reshape(flat, input_shape)
-
-
-@op(
-    "linear",
-    samples=[case(real(3, 4), given([[1, 3], [3, 5]]), size=(2, 2), stride=(2, 2), offset=1)],
-    view=True,
-    method=False,
-    node="AsStridedBackward0",
-    reference=lambda torch, x, places, size, stride, offset: x.as_strided(size, stride, offset),
-    d_input=lambda F, g, input_shape, places: _d_as_strided(F, g, input_shape, places),
-)
-def strided_view(
-    xp: Namespace, input: Tensor, places: Tensor, size: Shape, stride: Shape, offset: int
-) -> Array:
-    """Return a view of the elements ``places`` of a contiguous tensor."""
-    memory: Array = input
-    if not memory.flags.c_contiguous:
-        raise ShapeError("as_strided() takes contiguous tensors only; use .contiguous()")
-    steps = tuple(s * memory.itemsize for s in stride)
-    return xp.lib.stride_tricks.as_strided(memory.reshape(-1)[offset:], size, steps)
-
-
-def as_strided(
-    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> Tensor:
-    """Return the view of a size, with steps in memory counted in elements.
-
-    Differs from PyTorch: the tensor must be contiguous, and its first element is number 0.
-    """
-    xp = array_namespace(input.array)
-    first = storage_offset or 0
-    places = numpy.full((), first)
-    for n, step in zip(size, stride, strict=True):
-        places = places[..., None] + numpy.arange(n) * step
-    if places.size and not 0 <= places.min() <= places.max() < input.array.size:
-        error = ShapeError(
-            f"sizes {list(size)}, strides {list(stride)}, storage offset {first} are out of bounds "
-            f"for storage of {input.array.size} elements"
-        )
-        recover("as_strided", error, {"input": input}, {})
-    index = wrap(xp.asarray(places.reshape(-1)))
-    return strided_view(input, index, tuple(size), tuple(stride), first)
-
-
 # ---------------------------------------------------------------------- methods
-def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
-    """Return ``input`` itself when its memory is in row-major order, else a copy that is."""
-    return input if input.array.flags.c_contiguous else clone(input)
+def contiguous(input: Tensor, *, memory_format: Any = contiguous_format) -> Tensor:
+    """Return ``input`` itself when its memory is in row-major (or the given) order, else a copy."""
+    if input.is_contiguous(memory_format=memory_format):
+        return input
+    return clone(input, memory_format=memory_format)
 
 
-def _view_method(self: Tensor, *shape: Any) -> Tensor:
+def view_of(input: Tensor, size: Shape | None = None, *, dtype: Any = None) -> Tensor:
     """Return a view in another shape, or of the same bytes as another dtype."""
-    if len(shape) == 1 and isinstance(shape[0], list | tuple):
-        shape = tuple(shape[0])
-    elif len(shape) == 1 and not hasattr(shape[0], "__index__"):
-        return view_dtype(self, shape[0])
-    return view(self, shape)
+    if dtype is None and isinstance(size, list | tuple):
+        return view(input, tuple(size))
+    return view_dtype(input, size if dtype is None else dtype)
+
+
+def _view_method(self: Tensor, *shape: Any, size: Any = None, dtype: Any = None) -> Tensor:
+    """Return a view in another shape, or of the same bytes as another dtype."""
+    if len(shape) == 1 and (isinstance(shape[0], list | tuple) or not _is_index(shape[0])):
+        size = shape[0]
+    elif shape:
+        size = shape
+    return view_of(self, size, dtype=dtype)
+
+
+def _is_index(value: Any) -> bool:
+    return hasattr(value, "__index__")
 
 
 @op(samples=[], view=True, method=False, reference="none")
@@ -787,7 +788,7 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
 
 for _function in (
-    adjoint, as_strided, contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as,
+    adjoint, contiguous, expand_as, flatten, moveaxis, movedim, ravel, reshape_as,
     swapaxes, swapdims, t, unflatten, unfold, view_as,
 ):  # fmt: skip
     as_method(_function)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import as_method, cast, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, distinct, given, integers, positive, real
+from distgrad.autograd.traced import innermost
 from distgrad.backend.device import array_namespace
-from distgrad.errors import DtypeError, ShapeError
-from distgrad.ops.shape import reshape, wrap_dim
+from distgrad.errors import ArgumentTypeError, DtypeError, DtypeNotImplemented, ShapeError
+from distgrad.ops.compare import clamp, isnan, logical_not, where
+from distgrad.ops.elementwise import add, mul, sub
+from distgrad.ops.reduce import sum as sum_of
+from distgrad.ops.rounding import ceil, floor
+from distgrad.ops.rounding import round as round_
+from distgrad.ops.scatter import gather
+from distgrad.ops.shape import movedim, narrow, reshape, squeeze, wrap_dim
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Number, TensorLike
 
@@ -34,6 +41,12 @@ __all__ = [
 
 
 # ---------------------------------------------------------------------- sorting
+def _ordered(name: str, x: Any, refused: str) -> None:
+    """Refuse the kinds of dtypes that PyTorch does not put in order."""
+    if x.dtype.kind in refused:
+        raise DtypeNotImplemented(f"{name} is not implemented for {x.dtype}; convert it first")
+
+
 def _order(xp: Namespace, x: Any, dim: int, descending: bool) -> Any:
     """Return the indices that sort ``x`` along ``dim``; equals keep their order."""
     if not descending:
@@ -43,6 +56,7 @@ def _order(xp: Namespace, x: Any, dim: int, descending: bool) -> Any:
 
 
 @op(
+    widens=False,
     samples=[
         case(distinct(3, 4)),
         case(distinct(2, 3, 4), dim=0, descending=True),
@@ -59,6 +73,7 @@ def sort(
 
     Differs from PyTorch: equal elements keep their order without ``stable`` too.
     """
+    _ordered("sort", input, "c")
     place = wrap_dim(dim, input.ndim)
     if not input.ndim:
         return xp.array(input, copy=True), xp.zeros((), xp.int64)
@@ -66,7 +81,7 @@ def sort(
     return xp.take_along_axis(input, indices, place), indices
 
 
-@op(samples=[case(distinct(3, 4)), case(distinct(3, 4), dim=0, descending=True)])
+@op(widens=False, samples=[case(distinct(3, 4)), case(distinct(3, 4), dim=0, descending=True)])
 def argsort(
     xp: Namespace, input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
 ) -> Array:
@@ -75,12 +90,14 @@ def argsort(
     return _order(xp, input, place, descending) if input.ndim else xp.zeros((), xp.int64)
 
 
+@takes_out
 def msort(input: Tensor) -> Tensor:
     """Return the elements in order along the first dimension."""
     return sort(input, 0)[0]  # type: ignore[no-any-return]
 
 
 @op(
+    widens=False,
     samples=[
         case(distinct(3, 5), k=2),
         case(distinct(5, 3), k=3, dim=0, largest=False),
@@ -95,6 +112,7 @@ def topk(
     xp: Namespace, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Array:
     """Return the ``k`` largest (or smallest) elements along ``dim``, and where they stand."""
+    _ordered("topk", input, "bc")
     place = wrap_dim(dim, input.ndim)
     size = input.shape[place] if input.ndim else 1
     if not 0 <= k <= size:
@@ -121,6 +139,7 @@ def _extreme(xp: Namespace, x: Any, k: int, dim: int, largest: bool) -> Any:
 
 
 @op(
+    widens=False,
     samples=[case(distinct(3, 5), k=2), case(distinct(4, 2), k=4, dim=0, keepdim=True),
              case(distinct(), k=1)],
     outputs=("values", "indices!"),
@@ -130,6 +149,7 @@ def _extreme(xp: Namespace, x: Any, k: int, dim: int, largest: bool) -> Any:
 )  # fmt: skip
 def kthvalue(xp: Namespace, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Array:
     """Return the ``k``-th smallest element along ``dim`` (from 1), and where it stands."""
+    _ordered("kthvalue", input, "bc")
     place = wrap_dim(dim, input.ndim)
     size = input.shape[place] if input.ndim else 1
     if not 1 <= k <= size:
@@ -150,6 +170,7 @@ def _kept(F: Any, g: Any, indices: Any, dim: int, kept: bool) -> tuple[Any, Any]
 
 # ---------------------------------------------------------------------- finding places
 @op(
+    widens=False,
     samples=[
         case(given([1.0, 3.0, 5.0]), given([[3.0, 4.0], [0.0, 9.0]])),
         case(given([1.0, 3.0, 5.0]), given(3.0), right=True),
@@ -183,7 +204,10 @@ def searchsorted(
             f"got side={side!r}, right={right}"
         )
     rows: Any = sorted_sequence
+    _ordered("searchsorted", rows, "c")
     if sorter is not None:
+        if getattr(sorter, "array", sorter).dtype != xp.int64:
+            raise DtypeError("torch.searchsorted(): sorter must be a tensor of long dtype")
         rows = xp.take_along_axis(rows, getattr(sorter, "array", sorter), -1)
     where = side or ("right" if right else "left")
     kind = xp.int32 if out_int32 else xp.int64
@@ -200,7 +224,9 @@ def searchsorted(
 
 
 def _row_by_row(xp: Namespace, rows: Any, values: Any, side: str) -> Any:
-    out = xp.empty(values.shape, xp.int64)
+    out = xp.zeros(values.shape, xp.int64)
+    if not (values.size and rows.size):
+        return out
     flat = rows.reshape(-1, rows.shape[-1]), values.reshape(-1, values.shape[-1])
     for row, value, place in zip(*flat, out.reshape(flat[1].shape), strict=True):
         place[...] = xp.searchsorted(row, value, side)
@@ -220,7 +246,7 @@ def bucketize(
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
-@op(samples=[case(integers(5, 3, 4), integers(3, 4)), case(integers(3, 4), given(1))],
+@op(widens=False, samples=[case(integers(5, 3, 4), integers(3, 4)), case(integers(3, 4), given(1))],
     method=False)  # fmt: skip
 def isin(
     xp: Namespace,
@@ -235,12 +261,14 @@ def isin(
 
 
 # ---------------------------------------------------------------------- counting
-@op(samples=[case(integers(5, 9)), case(integers(3, 4), positive(4), minlength=6)])
+@op(widens=False, samples=[case(integers(5, 9)), case(integers(3, 4), positive(4), minlength=6)])
 def bincount(
     xp: Namespace, input: Tensor, weights: Tensor | None = None, minlength: int = 0
 ) -> Array:
     """Return how often each number from 0 on stands in a vector, or the sum of its weights."""
     numbers: Array = input
+    if numbers.ndim == 1:
+        _ordered("bincount", numbers, "fVc")
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or (numbers.size and numbers.min() < 0):
         raise ShapeError("bincount only supports 1-d non-negative integral inputs.")
     if minlength < 0:
@@ -254,7 +282,7 @@ def bincount(
     return total.astype(weights.dtype if is_float else xp.float64)
 
 
-@op(samples=[case(real(20), bins=4), case(real(20), bins=5, min=-1, max=1.5),
+@op(widens=False, samples=[case(real(20), bins=4), case(real(20), bins=5, min=-1, max=1.5),
              case(given([1.0, 1.0]), bins=3)])  # fmt: skip
 def histc(xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Array:
     """Return how many elements fall into each of ``bins`` equal parts of [min, max].
@@ -263,8 +291,10 @@ def histc(xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: fl
     """
     if bins <= 0:
         raise ShapeError(f"bins must be > 0, but got {bins}")
-    if not xp.issubdtype(input.dtype, xp.floating):
-        raise DtypeError(f'"histogram_cpu" not implemented for {input.dtype}; use .float()')
+    if input.dtype.kind not in "fV":  # type: ignore[attr-defined]
+        raise DtypeNotImplemented(
+            f'"histogram_cpu" not implemented for {input.dtype}; use .float()'
+        )
     low, high = float(min), float(max)
     if low == high == 0 and xp.size(input):
         low, high = float(input.min()), float(input.max())
@@ -273,8 +303,9 @@ def histc(xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: fl
     if not low < high:
         raise ShapeError(f"max must be larger than min, got min={min}, max={max}")
     values = xp.reshape(input, -1)
-    inside = values[(values >= low) & (values <= high)]
-    places = ((inside - low) / (high - low) * bins).astype(xp.int64)
+    first, last = (xp.asarray(edge, input.dtype) for edge in (low, high))
+    inside = values[(values >= first) & (values <= last)]
+    places = ((inside - first) * xp.asarray(bins, input.dtype) / (last - first)).astype(xp.int64)
     counts = xp.bincount(xp.minimum(places, bins - 1), minlength=bins)
     return counts.astype(input.dtype)
 
@@ -303,9 +334,10 @@ def unique(
     """
     xp = array_namespace(input.array)
     try:
+        _ordered("unique", input.array, "c")
         place = None if dim is None else wrap_dim(dim, input.array.ndim)
         found, inverse, counts = xp.unique(
-            input.array, return_inverse=True, return_counts=True, axis=place
+            input.array, return_inverse=True, return_counts=True, axis=place, equal_nan=False
         )
     except Exception as error:
         recover("unique", error, {"input": input}, {"dim": dim})
@@ -356,30 +388,6 @@ def _answer(found: Any, inverse: Any, counts: Any, with_inverse: bool, with_coun
 
 
 # ---------------------------------------------------------------------- quantiles
-class _Ranks(NamedTuple):
-    """Between which two elements of a sorted row each quantile lies, and how far along."""
-
-    below: Any
-    above: Any
-    share: Any
-
-
-def _ranks(rank: Any, interpolation: str) -> _Ranks:
-    """Return the neighbours of fractional ranks for a way of interpolation."""
-    low, high = numpy.floor(rank), numpy.ceil(rank)
-    if interpolation == "linear":
-        return _Ranks(low, high, rank - low)
-    if interpolation == "midpoint":
-        return _Ranks(low, high, numpy.where(high > low, 0.5, 0.0))
-    one = {"lower": low, "higher": high, "nearest": numpy.round(rank)}.get(interpolation)
-    if one is None:
-        raise ShapeError(
-            "quantile() interpolation must be one of linear, lower, higher, midpoint or nearest, "
-            f"but got {interpolation}"
-        )
-    return _Ranks(one, one, numpy.zeros_like(rank))
-
-
 @takes_out
 def quantile(
     input: Tensor,
@@ -417,79 +425,79 @@ def nanquantile(
     return _quantile("nanquantile", input, q, dim, keepdim, interpolation)
 
 
+_WAYS = ("linear", "lower", "higher", "midpoint", "nearest")
+
+
 def _quantile(
     name: str, input: Tensor, q: Any, dim: int | None, keepdim: bool, interpolation: str
 ) -> Tensor:
-    options = {"q": q, "dim": dim, "interpolation": interpolation}
+    ndim = input.array.ndim
     try:
-        fractions = _fractions(input, q)
-        place = wrap_dim(0 if dim is None else dim, input.array.ndim)
-        rows = reshape(input, (-1,)) if dim is None or not input.array.ndim else input
-        rows = rows.movedim(place if dim is not None else 0, -1)
-        rows = sort(rows, -1)[0]
-        size = rows.array.shape[-1]
-        if name == "nanquantile":
-            xp = array_namespace(rows.array)
-            valid = xp.to_numpy((~xp.isnan(rows.array)).sum(-1))
-        else:
-            valid = numpy.full(rows.array.shape[:-1], size)
-        rank = fractions.reshape(-1, *[1] * valid.ndim) * numpy.maximum(valid - 1, 0)
-        ranks = _ranks(rank, interpolation)
+        fractions = _fractions(name, input, q)
+        place = wrap_dim(0 if dim is None else dim, ndim)
+        if interpolation not in _WAYS:
+            raise ShapeError(
+                f"{name}() interpolation must be one of {', '.join(_WAYS)}, but got {interpolation}"
+            )
     except Exception as error:
-        recover(name, error, {"input": input}, options)
-    out = _between(rows, ranks)
-    if name == "quantile":
-        out = _spoiled_by_nan(out, rows)
-    return _shaped_quantile(out, input, q, dim, keepdim)
+        recover(name, error, {"input": input}, {"q": q, "dim": dim, "interpolation": interpolation})
+    rows = reshape(input, (-1,)) if dim is None or not ndim else movedim(input, place, -1)
+    rows = sort(rows, -1)[0]
+    ranks = _ranks(rows, fractions, name == "nanquantile")
+    out = movedim(_between(rows, ranks, interpolation), -1, 0)
+    if keepdim and ndim:
+        shape = [1] * ndim
+        if dim is not None:
+            shape = [1 if d == place else n for d, n in enumerate(input.array.shape)]
+        out = reshape(out, (out.array.shape[0], *shape))
+    return out if isinstance(q, Tensor) and q.array.ndim else squeeze(out, 0)
 
 
-def _fractions(input: Tensor, q: Any) -> Any:
-    """Return ``q`` as a NumPy array in the dtype of ``input``."""
+def _fractions(name: str, input: Tensor, q: Any) -> Tensor:
+    """Return ``q`` as a vector in the dtype of ``input``."""
     kind = input.array.dtype
     if kind.kind != "f" or kind.itemsize < 4:
-        raise DtypeError(
-            f"quantile() input tensor must be either float or double dtype, not {kind}"
-        )
-    if not input.array.size:
-        raise ShapeError("quantile() input tensor must be non-empty")
+        raise DtypeError(f"{name}() input tensor must be either float or double dtype, not {kind}")
+    if 0 in input.array.shape:
+        raise ShapeError(f"{name}() input tensor must be non-empty")
     if isinstance(q, Tensor):
         if q.array.dtype != kind:
-            raise DtypeError("quantile() q tensor must be same dtype as the input tensor")
+            raise DtypeError(f"{name}() q tensor must be same dtype as the input tensor")
         if q.array.ndim > 1:
-            raise ShapeError(f"quantile() q must be a scalar or 1D tensor, got {q.array.ndim}D")
-        q = q.detach().cpu().array
-    fractions = numpy.asarray(q, kind)
-    if ((fractions < 0) | (fractions > 1)).any():
-        raise ShapeError(f"quantile() q must be in the range [0, 1] but got {q}")
-    return fractions
+            raise ShapeError(f"{name}() q must be a scalar or 1D tensor, got {q.array.ndim}D")
+    elif not isinstance(q, int | float):
+        raise ArgumentTypeError(f"{name}(): q must be a number or tensor, not {type(q).__name__}")
+    else:
+        xp = array_namespace(innermost(input.array))
+        q = wrap(xp.asarray(q, kind))
+    found = innermost(q.array)
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        raise ShapeError(f"{name}() q values must be in the range [0, 1]")
+    return reshape(q, (-1,))
 
 
-def _between(rows: Tensor, ranks: _Ranks) -> Tensor:
-    """Return the values at fractional places of sorted rows; the quantiles come first."""
-    xp = array_namespace(rows.array)
-    below, above = (wrap(xp.asarray(r.astype(numpy.int64))).movedim(0, -1) for r in ranks[:2])
-    low, high = rows.gather(-1, below), rows.gather(-1, above)
-    share = wrap(xp.asarray(ranks.share.astype(rows.array.dtype))).movedim(0, -1)
-    return (low + (high - low) * share).movedim(-1, 0)
+def _ranks(rows: Tensor, q: Tensor, skip_nan: bool) -> Tensor:
+    """Return where in the sorted ``rows`` the quantiles lie: at the last place if that is nan."""
+    size = rows.array.shape[-1]
+    if skip_nan:
+        count = sum_of(logical_not(isnan(rows)), -1, True)
+        return mul(clamp(sub(cast(count, rows.array.dtype), 1), 0), q)
+    spoiled = isnan(narrow(rows, -1, size - 1, 1))
+    return where(spoiled, float(size - 1), mul(q, size - 1))
 
 
-def _spoiled_by_nan(out: Tensor, rows: Tensor) -> Tensor:
-    """Return ``out`` with nan where a row has one (sorted, it is the last)."""
-    last = rows[..., -1]
-    xp = array_namespace(last.array)
-    spoiled = xp.isnan(last.array)
-    return out.masked_fill(wrap(spoiled), float("nan")) if spoiled.any() else out
+def _between(rows: Tensor, ranks: Tensor, interpolation: str) -> Tensor:
+    """Return the values of sorted rows at fractional places."""
 
+    def at(places: Tensor) -> Tensor:
+        return gather(rows, -1, cast(places, numpy.dtype("int64")))
 
-def _shaped_quantile(out: Tensor, input: Tensor, q: Any, dim: int | None, keepdim: bool) -> Tensor:
-    """Return the result with the dimensions that ``q`` and ``keepdim`` ask for."""
-    if keepdim and input.array.ndim:
-        shape = [1] * input.array.ndim
-        if dim is not None:
-            shape = list(input.array.shape)
-            shape[dim] = 1
-        out = reshape(out, (out.array.shape[0], *shape))
-    return out if isinstance(q, Tensor) and q.array.ndim else out.squeeze(0)
+    if interpolation in ("lower", "higher", "nearest"):
+        return at({"lower": floor, "higher": ceil, "nearest": round_}[interpolation](ranks))
+    below = floor(ranks)
+    low = at(below)
+    share = sub(ranks, below) if interpolation == "linear" else 0.5
+    return add(low, mul(sub(at(ceil(ranks)), low), share))
 
 
 for _function in (msort, nanquantile, quantile, unique, unique_consecutive):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from distgrad.autograd.declare import as_method, op
+from distgrad.autograd.inplace import in_place
 from distgrad.autograd.samples import apart, between, broadcast_pairs, case, given, unary, unit
 from distgrad.autograd.samples import positive as above_zero
 from distgrad.autograd.samples import real as real_
@@ -124,3 +125,4 @@ def logit(xp: Namespace, input: Tensor, eps: float | None = None) -> Array:
 
 
 as_method(_polygamma_method, "polygamma")
+as_method(in_place(_polygamma_method, "polygamma_"))

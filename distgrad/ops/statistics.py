@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import as_method, cast, named_results, op, recover
+from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, distinct
+from distgrad.autograd.traced import innermost
 from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import default_float
-from distgrad.errors import DistgradError, DtypeError, ShapeError
+from distgrad.errors import (
+    ArgumentError,
+    DistgradError,
+    DtypeError,
+    DtypeNotImplemented,
+    ShapeError,
+)
 from distgrad.ops.compare import clamp, where
 from distgrad.ops.index import index_select
 from distgrad.ops.linalg import matrix_norm, vector_norm
 from distgrad.ops.matmul import matmul
 from distgrad.ops.reduce import sum as sum_
+from distgrad.ops.reduce import vector_norm as _vector_norm
 from distgrad.ops.shape import mT, reshape, unsqueeze, wrap_dim
 from distgrad.tensor import Tensor, wrap
-from distgrad.typing import Array, Namespace
+from distgrad.typing import Array, Dim, Namespace
 
 __all__ = [
-    "cdist", "corrcoef", "cov", "dist", "histogram", "mode", "nuclear_norm", "pdist", "renorm",
+    "cdist", "corrcoef", "cov", "dist", "histogram", "histogramdd", "mode", "norm",
+    "pdist", "renorm",
 ]  # fmt: skip
 
 
@@ -29,6 +40,12 @@ __all__ = [
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """Return the ``p``-norm of ``input - other``."""
     return vector_norm(input - other, p)
+
+
+_MODES = (
+    "use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist",
+    "donot_use_mm_for_euclid_dist",
+)  # fmt: skip
 
 
 def cdist(
@@ -54,6 +71,8 @@ def cdist(
         error = ShapeError(
             f"X1 and X2 must have the same number of columns. X1: {a.shape[-1]} X2: {b.shape[-1]}"
         )
+    elif compute_mode not in _MODES:
+        error = ArgumentError(f"{compute_mode} is not a valid value for compute_mode")
     elif p < 0:
         error = ShapeError("cdist only supports non-negative p values")
     if error is not None:
@@ -74,6 +93,7 @@ def pdist(input: Tensor, p: float = 2) -> Tensor:
     return vector_norm(rows, p, -1)
 
 
+@takes_out
 def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     """Return ``input`` with its entries along ``dim`` scaled down to ``p``-norm ``maxnorm``."""
     ndim = input.array.ndim
@@ -89,9 +109,34 @@ def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     return input * where(norms > maxnorm, maxnorm / (norms + 1e-7), 1.0)
 
 
-def nuclear_norm(input: Tensor, dim: Sequence[int] = (-2, -1), keepdim: bool = False) -> Tensor:
-    """Return the sum of the singular values."""
-    return matrix_norm(input, "nuc", (dim[0], dim[1]), keepdim)
+@takes_out
+def norm(
+    input: Tensor,
+    p: float | str | None = "fro",
+    dim: Dim = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Tensor:
+    """Return the vector norm over ``dim`` (all dimensions by default).
+
+    Args:
+        p: a number as for ``linalg.vector_norm``; "fro" means 2, "nuc" the sum of the singular
+            values of the matrices that two dimensions (by default both of a matrix) hold.
+    """
+    several = isinstance(dim, list | tuple) and len(dim) > 2
+    if p == "nuc" and not several:
+        pair: Any = (0, 1) if dim is None and input.array.ndim == 2 else dim
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            error = ShapeError(f"norm(): the nuclear norm takes two dimensions, got {dim}")
+            recover("norm", error, {"input": input}, {"p": p, "dim": dim})
+        return matrix_norm(input, "nuc", (pair[0], pair[1]), keepdim, dtype=dtype)
+    if isinstance(p, str) and (p != "fro" or several):
+        error = ShapeError(
+            f"only valid string values are 'fro' (of one or two dimensions) and 'nuc', found {p}"
+        )
+        recover("norm", error, {"input": input}, {"p": p, "dim": dim})
+    order = 2.0 if p is None or isinstance(p, str) else p
+    return _vector_norm(input, order, dim, keepdim, dtype=dtype)
 
 
 # ---------------------------------------------------------------------- covariance
@@ -112,8 +157,7 @@ def cov(
         )
         recover("cov", error, {"input": input}, {})
     x = input if input.array.dtype.kind in "fcV" else cast(input, default_float())
-    one = x.array.ndim < 2
-    x = reshape(x, (1, -1)) if one else x
+    x = reshape(x, (1, -1)) if x.array.ndim < 2 else x
     count = x.array.shape[1]
     weights = _observations(fweights, aweights, x)
     if weights is None:
@@ -126,7 +170,7 @@ def cov(
         found = matmul(centred * weights, mT(centred.conj())) / clamp(
             total - correction * spread, 0
         )
-    return reshape(found, ()) if one else found
+    return reshape(found, ()) if x.array.shape[0] == 1 else found
 
 
 def _observations(fweights: Tensor | None, aweights: Tensor | None, x: Tensor) -> Tensor | None:
@@ -141,6 +185,8 @@ def _observations(fweights: Tensor | None, aweights: Tensor | None, x: Tensor) -
         if w.array.dtype.kind not in kinds:
             error = DtypeError(f"expected {name} to have another dtype than {w.array.dtype}")
             recover("cov", error, {"input": x, name: w}, {})
+        if bool((innermost(w.array) < 0).any()):
+            recover("cov", ShapeError(f"{name} cannot be negative"), {"input": x, name: w}, {})
     if fweights is None:
         return aweights
     return fweights if aweights is None else fweights * aweights
@@ -212,7 +258,7 @@ def histogram(
     x = input.array
     xp = array_namespace(x)
     if x.dtype.kind != "f":
-        error: DistgradError = DtypeError(f"histogram is not implemented for {x.dtype}")
+        error: DistgradError = DtypeNotImplemented(f"histogram is not implemented for {x.dtype}")
         recover("histogram", error, {"input": input}, {"bins": bins})
     if isinstance(bins, Tensor):
         edges = bins.array
@@ -229,6 +275,67 @@ def histogram(
     return _Histogram(wrap(found.astype(x.dtype)), wrap(edges))
 
 
+_HistogramDD = named_results("histogramdd", ["hist", "bin_edges"])
+
+
+def histogramdd(
+    input: Tensor, bins: int | Sequence[int] | Sequence[Tensor], *,
+    range: Sequence[float] | None = None, weight: Tensor | None = None, density: bool = False,
+) -> Any:  # fmt: skip
+    """Return how many points fall into each box, and a tuple of the edges along each dimension.
+
+    Args:
+        input: points, each along the last dimension.
+        bins: the number of equal bins, one for each dimension, or the edges for each.
+        range: the first and the last edge of each dimension in turn (by default the extremes).
+        weight: what each point counts.
+        density: divide by the total and by the volumes.
+    """
+    x = input.array
+    xp = array_namespace(x)
+    dims = x.shape[-1] if x.ndim else 0
+    many: Any = [bins] * dims if isinstance(bins, int) else bins
+    if x.ndim < 2 or len(many) != dims or (range is not None and len(range) != 2 * dims):
+        error: DistgradError = ShapeError(
+            "input tensor should have at least 2 dimensions, and bins and range must fit the last"
+        )
+        recover("histogramdd", error, {"input": input}, {"bins": bins, "range": range})
+    if x.dtype.kind != "f":
+        error = DtypeNotImplemented(f"not implemented for {x.dtype}; use .float()")
+        recover("histogramdd", error, {"input": input}, {"bins": bins})
+    points = x.reshape(-1, dims)
+    edges = []
+    for d, one in enumerate(many):
+        if isinstance(one, int) and one <= 0:
+            error = ShapeError(f"bins must be > 0, but got {one} for dimension {d}")
+            recover("histogramdd", error, {"input": input}, {"bins": bins})
+        limits = None if range is None else range[2 * d : 2 * d + 2]
+        edges.append(
+            one.array if isinstance(one, Tensor) else _edges(xp, points[:, d], one, limits)
+        )
+    found = _boxes(xp, points, edges, None if weight is None else weight.array.reshape(-1))
+    if density:
+        found = found / found.sum()
+        for d, e in enumerate(edges):
+            found = found / xp.diff(e).reshape([-1 if i == d else 1 for i, _ in enumerate(edges)])
+    return _HistogramDD(wrap(found.astype(x.dtype)), tuple(wrap(e) for e in edges))
+
+
+def _boxes(xp: Namespace, points: Array, edges: Sequence[Array], weights: Array | None) -> Array:
+    """Return the count (or weight) of the points in each box."""
+    shape = [max(len(e) - 1, 0) for e in edges]
+    number, inside = xp.zeros(len(points), xp.int64), xp.ones(len(points), bool)
+    for d, (e, n) in enumerate(zip(edges, shape, strict=True)):
+        column = points[:, d]
+        place = xp.searchsorted(e, column, "right") - 1
+        place = xp.where(column == e[-1], n - 1, place)  # the last edge belongs to the last bin
+        inside &= (place >= 0) & (place < n)
+        number = number * n + place
+    chosen = None if weights is None else weights[inside]
+    found = xp.bincount(number[inside], chosen, math.prod(shape))
+    return found.astype(points.dtype).reshape(shape)
+
+
 def _edges(xp: Namespace, x: Array, bins: int, range: Sequence[float] | None) -> Array:
     if range is not None:
         low, high = float(range[0]), float(range[1])
@@ -242,5 +349,7 @@ def _edges(xp: Namespace, x: Array, bins: int, range: Sequence[float] | None) ->
 as_method(dist)
 as_method(cov)
 as_method(corrcoef)
+as_method(norm)
 as_method(renorm)
+setattr(Tensor, "renorm_", in_place(renorm, "renorm_"))  # noqa: B010  (mypy knows no such name)
 as_method(histogram)

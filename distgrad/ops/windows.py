@@ -10,11 +10,15 @@ from typing import Any
 from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DistgradError, ShapeError
+from distgrad.ops.checks import demand_floating
 from distgrad.ops.shape import permute, reshape, squeeze, unsqueeze
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, Shape
 
-__all__ = ["channel_shuffle", "fold", "pixel_shuffle", "pixel_unshuffle", "unfold"]
+__all__ = [
+    "channel_shuffle", "fold", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle",
+    "unfold",
+]  # fmt: skip
 
 Ints = int | Sequence[int]
 
@@ -43,6 +47,7 @@ _FORMS: list[dict[str, Any]] = [
 
 @op(
     "linear",
+    widens=False,
     samples=[case(real(2, 2, 4, 5), **form) for form in _FORMS],
     method=False,
     reference="nn.functional.unfold",
@@ -58,8 +63,8 @@ def im2col(
     """Return the windows of images (N, C, H, W) as columns (N, C * window, L)."""
     x = xp.pad_zeros(input, [(p, p) for p in padding]) if any(padding) else input
     cut = xp.windows(x, kernel_size, stride, dilation).transpose(0, 1, 4, 5, 2, 3)
-    rows = x.shape[1] * math.prod(kernel_size)
-    return xp.array(cut, copy=True).reshape(x.shape[0], rows, -1)
+    rows, places = x.shape[1] * math.prod(kernel_size), math.prod(cut.shape[-2:])
+    return xp.array(cut, copy=True).reshape(x.shape[0], rows, places)
 
 
 @op(
@@ -121,6 +126,7 @@ def unfold(
                 "Expected 3D or 4D (batch mode) tensor with possibly 0 batch size and other "
                 f"non-zero dimensions for input, but got: {list(x.shape)}"
             )
+        demand_floating(x, "bool", "complex64", "complex128")
         counts = _counts(x.shape[-2:], *sizes)
         if min(counts) < 1:
             raise ShapeError(
@@ -255,3 +261,8 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     x = reshape(input, (shape[0], groups, shape[1] // groups, *shape[2:]))
     order = (0, 2, 1, *range(3, len(shape) + 1))
     return reshape(permute(x, order), shape)
+
+
+def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """Return ``channel_shuffle`` of the same arguments."""
+    return channel_shuffle(input, groups)

@@ -8,6 +8,7 @@ run stops when it has the last one.  Nested checkpoints work the same way, one l
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from distgrad.tensor import Tensor
 __all__ = [
     "CheckpointError",
     "CheckpointFunction",
+    "GraphExecGroup",
     "checkpoint",
     "checkpoint_sequential",
     "noop_context_fn",
@@ -244,6 +246,12 @@ class _Frame:
             self._again(task)
             self.done.add(task)
         if holder.found.get(task) is None:
+            if isinstance(task, GraphExecGroup):
+                raise CheckpointError(
+                    "checkpoint(): Performing two backward calls that overlap (i.e. require the "
+                    "same saved activations) in one GraphExecGroup is not supported; leave it "
+                    "between them"
+                )
             raise CheckpointError(
                 "checkpoint(): Unpack is being triggered for a tensor that was already unpacked "
                 "once. If you are calling ctx.saved_tensors in backward, make sure to do so only "
@@ -261,7 +269,7 @@ class _Frame:
         def pack(tensor: Tensor) -> Tensor:
             nonlocal count
             place, count = count, count + 1
-            tensor = tensor.detach()
+            tensor = tensor.detach() if tensor.requires_grad else tensor
             if place >= len(self.holders):
                 if not self.complete:
                     return tensor  # a backward inside the function: more is to come in the first
@@ -316,8 +324,13 @@ class _Frame:
     def _hint(self) -> str:
         if not self.debug:
             return "\nTip: To see a more detailed error message, pass `debug=True` to checkpoint()."
+        lead = (
+            "You are seeing this error because you passed `debug=True` to checkpoint and tensors "
+            "to be saved during the original forward and differ between those saved during "
+            "recomputation."
+        )
         rows = "\n".join(f"  {i}: {look}" for i, look in enumerate(self.looks))
-        return f"\nTensors saved during the original forward:\n{rows}"
+        return f"\n{lead}\nTensors saved during the original forward:\n{rows}"
 
 
 def _look(tensor: Tensor) -> dict[str, Any]:
@@ -328,11 +341,37 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class GraphExecGroup:
+    """Counts the backwards inside a ``with`` block as one: what is computed again serves them all.
+
+    They must not need the same saved tensors.
+    """
+
+    def __enter__(self) -> GraphExecGroup:
+        if _groups.stack:
+            raise GradError("GraphExecGroup(): GraphExecGroup contexts cannot be nested")
+        _groups.stack.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _groups.stack.pop()
+
+
+class _Groups(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[GraphExecGroup] = []
+
+
+_groups = _Groups()
+
+
 class _Outside:
     """What stands for the backward, when a saved tensor is looked at outside one."""
 
 
 def _task() -> Any:
+    if _groups.stack:
+        return _groups.stack[-1]
     try:
         return engine.current_walk()
     except GradError:

@@ -16,8 +16,8 @@ from distgrad.errors import ConfigError
 from distgrad.launch.jobs import Context, textdata
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
-from distgrad.ops.create import arange
 from distgrad.ops.random import manual_seed
+from distgrad.ops.ranges import arange
 from distgrad.tensor import Tensor, wrap
 
 

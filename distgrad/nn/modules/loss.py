@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-from distgrad.errors import ArgumentError
+from distgrad.errors import ArgumentError, ShapeError
 from distgrad.nn import functional as F
 from distgrad.nn.module import Module
+from distgrad.nn.modules.linear import Linear
+from distgrad.ops.shape import reshape
 from distgrad.tensor import Tensor
 
 
@@ -461,4 +465,75 @@ class CTCLoss(_Loss):
             self.blank,
             self.reduction,
             self.zero_infinity,
+        )
+
+
+class LinearCrossEntropyLoss(_WeightedLoss):
+    """The cross entropy of a linear layer's logits, with the layer inside.
+
+    Shape:
+        input (N, in_features), target (N, *out_features) of class numbers, or (N, num_classes,
+        *out_features) of probabilities
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: object | None = None,
+    ) -> None:
+        """Make the layer.
+
+        Args:
+            in_features: size of an input.
+            num_classes: number of classes.
+            out_features: sizes of further dimensions, with logits for each of their places.
+            bias: the layer has a bias.
+            device: where its parameters live.
+            dtype: of its parameters.
+            reduction: "mean", "sum" or "none".
+            weight: of each class.
+            ignore_index: targets with this class number count for nothing.
+            label_smoothing: this much of each target is spread evenly over all classes.
+            options: taken for compatibility; the result does not depend on it.
+        """
+        if weight is not None and weight.array.shape != (num_classes,):
+            raise ShapeError(
+                f"LinearCrossEntropyLoss(weight: {weight._brief()}): expected weight shape to be "
+                f"{(num_classes,)}"
+            )
+        if not 0 <= label_smoothing <= 1:
+            raise ShapeError(
+                f"LinearCrossEntropyLoss(label_smoothing={label_smoothing}): expected "
+                "label_smoothing to be in range [0, 1]"
+            )
+        super().__init__(weight, reduction=reduction)
+        self.num_classes, self.out_features = num_classes, out_features
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        rows = math.prod(out_features, start=num_classes)
+        self.linear = Linear(in_features, rows, bias, device=device, dtype=dtype)
+        self.options = options
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of the layer's logits for ``input`` against ``target``."""
+        sizes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        return F.linear_cross_entropy(
+            input,
+            reshape(self.linear.weight, (*sizes, self.linear.in_features)),
+            target,
+            linear_bias=None if bias is None else reshape(bias, sizes),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
         )

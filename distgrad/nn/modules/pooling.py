@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from distgrad.errors import ArgumentError
 from distgrad.nn import functional as F
 from distgrad.nn.module import Module
 from distgrad.nn.modules.sizes import Sizes, per_dim
@@ -313,3 +314,62 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPoolNd):
     """Means of as many windows of (N, C, D, H, W) as the output has elements."""
 
     _function = staticmethod(F.adaptive_avg_pool3d)
+
+
+class _FractionalMaxPoolNd(Module):
+    _function: Callable[..., Any]
+    _dims = 0
+
+    def __init__(
+        self,
+        kernel_size: Sizes,
+        output_size: Sizes | None = None,
+        output_ratio: float | Sequence[float] | None = None,
+        return_indices: bool = False,
+        _random_samples: Tensor | None = None,
+    ) -> None:
+        """Take the windows, and either the sizes of the output or their part of the input's.
+
+        Args:
+            kernel_size: of the window.
+            output_size: of the output.
+            output_ratio: of the output's sizes to the input's, between 0 and 1.
+            return_indices: return the places of the maxima too, for ``MaxUnpool``.
+            _random_samples: (N, C, dimensions), fixes where the windows begin.
+        """
+        super().__init__()
+        name, dims = type(self).__name__, self._dims
+        if (output_size is None) == (output_ratio is None):
+            raise ArgumentError(
+                f"{name}(output_size={output_size}, output_ratio={output_ratio}): exactly one of "
+                "output_size and output_ratio must be specified"
+            )
+        self.kernel_size = per_dim(kernel_size, dims)
+        self.return_indices = return_indices
+        self.register_buffer("_random_samples", _random_samples)
+        self.output_size = None if output_size is None else per_dim(output_size, dims)
+        ratios = (output_ratio,) * dims if isinstance(output_ratio, float) else output_ratio
+        self.output_ratio = None if ratios is None else tuple(ratios)
+        if self.output_ratio is not None and not all(0 < r < 1 for r in self.output_ratio):
+            raise ArgumentError(
+                f"{name}(output_ratio={output_ratio}): output_ratio must be between 0 and 1"
+            )
+
+    def forward(self, input: Tensor) -> Any:
+        """Return the maxima, and with ``return_indices`` their places."""
+        return type(self)._function(
+            input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices,
+            _random_samples=self._random_samples,
+        )  # fmt: skip
+
+
+class FractionalMaxPool2d(_FractionalMaxPoolNd):
+    """Maxima of windows at random distances of (N, C, H, W)."""
+
+    _dims, _function = 2, staticmethod(F.fractional_max_pool2d)
+
+
+class FractionalMaxPool3d(_FractionalMaxPoolNd):
+    """Maxima of windows at random distances of (N, C, D, H, W)."""
+
+    _dims, _function = 3, staticmethod(F.fractional_max_pool3d)
