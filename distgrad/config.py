@@ -123,6 +123,7 @@ _SAME = one_of("off", "run", "world")
 TABLE = (
     # of the library itself
     Switch("keep_memory", "engine", flag, True, "", "keep freed host memory for the next step"),
+    Switch("stall_s", "engine", _NUMBER, 60.0, "S", "seconds until a waiting rank asks the others"),
     # what to run and where
     Switch("nproc", "launch", ranks, None, "N|auto", "start N ranks with the matching mpirun", "n"),
     Switch("hosts", "launch", str, None, "H1:2,H2:2", "hosts and slots for --nproc"),

@@ -22,6 +22,7 @@ import numpy as np
 
 from distgrad.config import nearest
 from distgrad.distributed.shared import Slab
+from distgrad.distributed.watch import Watch
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import (
     ArgumentError,
@@ -97,6 +98,7 @@ class ProcessGroup(ABC):
         self.closed = False
         self.siblings: dict[str, ProcessGroup] = {name: self}
         self.hosts: list[list[int]] = [[r] for r in range(size)]  # which ranks share memory
+        self.watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"ProcessGroup({self.backend}, rank {self.rank} of {self.size}, {self.name!r})"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from distgrad.config import switch
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.group import (
     DEFAULT_TIMEOUT_S,
@@ -27,6 +28,7 @@ from distgrad.distributed.group import (
 )
 from distgrad.distributed.shared import ALIGNMENT, Slab, has_room
 from distgrad.distributed.waiting import wait_for
+from distgrad.distributed.watch import Watch
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import DistributedError, MissingExtra
 
@@ -70,6 +72,9 @@ class MpiGroup(ProcessGroup):
         super().close()
         if self._mpi.Is_finalized():
             return
+        if self.watch is not None:
+            self.watch.close()
+            self.watch.comm.Free()
         for sibling in self.siblings.values():
             assert isinstance(sibling, MpiGroup)
             for window in sibling._windows:
@@ -188,7 +193,12 @@ def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIME
         group.hosts = list(hosts.values())
         return group
 
-    return link_channels(make)
+    group = link_channels(make)
+    if group.thread_safe and group.size > 1:
+        watch = Watch(base.Dup(), mpi, switch("stall_s"))
+        for sibling in group.siblings.values():
+            sibling.watch = watch
+    return group
 
 
 def start_mpi() -> Any:

@@ -23,28 +23,32 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from distgrad.distributed.group import DEFAULT_TIMEOUT_S, ProcessGroup
-from distgrad.distributed.waiting import nap_s
+from distgrad.distributed.waiting import nap_s, watched
 from distgrad.distributed.work import Work
 from distgrad.errors import DistributedError
 
-MAX_OPEN = 4  # jobs started and not complete; more only share the same wire
+_PATIENCE_S = 0.25  # between two looks of a rank that waits for a job
 CLOSE_TIMEOUT_S = 5.0
 _FAST_SWITCH_S = 1e-4
+J = TypeVar("J", bound="Job")
 
 
 class Job(Work):
     """Work that a `Progress` starts and tests on behalf of the one who submitted it."""
 
-    __slots__ = ("_done", "_error", "_start", "_timeout_s", "_work")
+    __slots__ = ("_done", "_error", "_group", "_start", "_timeout_s", "_work")
 
-    def __init__(self, start: Callable[[], Work], timeout_s: float) -> None:
+    def __init__(
+        self, start: Callable[[], Work], timeout_s: float, group: ProcessGroup | None = None
+    ) -> None:
         super().__init__("", -1)
         self._start = start
         self._work: Work | None = None
         self._error: BaseException | None = None
-        self._timeout_s = timeout_s
+        self._timeout_s, self._group = timeout_s, group
         self._done = threading.Event()
 
     def test(self) -> bool:
@@ -62,8 +66,16 @@ class Job(Work):
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when the job is complete; raises what its transfer raised."""
         limit = self._timeout_s if timeout_s is None else timeout_s
-        if not self._done.wait(limit):
-            raise self._late(limit)
+        started = time.monotonic()
+        if self._done.wait(min(limit, _PATIENCE_S)) or self._group is None:
+            if not self._done.wait(limit):
+                raise self._late(limit)
+        else:
+            with watched(self._group, self.call, started) as check:
+                while not self._done.wait(_PATIENCE_S):
+                    check()
+                    if time.monotonic() - started > limit:
+                        raise self._late(limit)
         self.test()
 
     def _late(self, limit: float) -> DistributedError:
@@ -100,7 +112,7 @@ class Progress(ABC):
     def submit(self, start: Callable[[], Work]) -> Job:
         """Return the job that will call ``start`` and see its work through.
 
-        Ranks: every rank must submit the same jobs in the same order.
+        Ranks: every rank must submit the same jobs; in the same order if they are the library's.
         """
 
     @abstractmethod
@@ -119,8 +131,10 @@ class CommunicationThread(Progress):
     before MPI is finalised.
     """
 
-    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.timeout_s = timeout_s
+    def __init__(
+        self, timeout_s: float = DEFAULT_TIMEOUT_S, group: ProcessGroup | None = None
+    ) -> None:
+        self.timeout_s, self._group = timeout_s, group
         self._queue: SimpleQueue[Job | float] = SimpleQueue()
         self._closed = False
         # The thread knows the queue and not this object, or the object could never be dropped.
@@ -132,7 +146,7 @@ class CommunicationThread(Progress):
 
     def submit(self, start: Callable[[], Work]) -> Job:
         """Return the job that the thread will start after those submitted before."""
-        job = _new_job(start, self.timeout_s, self._closed)
+        job = _new_job(Job(start, self.timeout_s, self._group), self._closed)
         self._queue.put(job)
         return job
 
@@ -156,7 +170,7 @@ class InlineProgress(Progress):
 
     def submit(self, start: Callable[[], Work]) -> Job:
         """Return the job, started at once if few enough are open."""
-        job: Job = _new_job(start, self.timeout_s, self._closed, self)
+        job = _new_job(InlineJob(start, self), self._closed)
         self._jobs.append(job)
         self.poll()
         return job
@@ -204,7 +218,7 @@ class InlineJob(Job):
 def start_progress(group: ProcessGroup) -> Progress:
     """Return the progress that suits ``group``: a thread where its backend allows one."""
     if group.thread_safe:
-        return CommunicationThread(group.timeout_s)
+        return CommunicationThread(group.timeout_s, group)
     return InlineProgress(group.timeout_s)
 
 
@@ -233,18 +247,19 @@ class _SwitchInterval:
 _switching = _SwitchInterval()
 
 
-def _new_job(
-    start: Callable[[], Work], timeout_s: float, closed: bool, inline: InlineProgress | None = None
-) -> Job:
+def _new_job(job: J, closed: bool) -> J:
     if closed:
         raise DistributedError("submit(): the progress is closed; submit before close()")
     _switching.hold()  # in the submitter's thread: the server may have to wait for the interpreter
-    return Job(start, timeout_s) if inline is None else InlineJob(start, inline)
+    return job
 
 
 def _step_all(jobs: deque[Job]) -> bool:
-    """Start and test the first MAX_OPEN jobs, drop those that are over; return whether any was."""
-    over = [job for job in list(jobs)[:MAX_OPEN] if job._step()]
+    """Start and test all jobs, drop those that are over; return whether any was.
+
+    All of them: ranks may submit in different orders, so none may wait for another.
+    """
+    over = [job for job in list(jobs) if job._step()]
     for job in over:
         jobs.remove(job)
     return bool(over)

@@ -41,6 +41,7 @@ from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.progress import start_progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
 from distgrad.distributed.tree import Subtree, Tree
+from distgrad.distributed.waiting import watched
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import ArgumentError, GradError
 from distgrad.tensor import Tensor
@@ -336,8 +337,10 @@ class Reducer:
     def _complete(self) -> None:
         """Wait for all buckets and divide."""
         began = time.perf_counter()
+        call = f"all_reduce of the gradients, reduction {self.reductions}"
         for bucket in self.buckets:
-            self._wait(bucket)
+            with watched(self.channel, call, time.monotonic(), bucket.describe()):
+                self._wait(bucket)
         self.waited_s += time.perf_counter() - began
         self._divide()
         self.reduced = True
