@@ -378,3 +378,51 @@ def test_world_mode_refuses_fewer_shards_than_ranks_and_shards_without_it():
         run_ranks(1, lambda g: body(g, shards=2))
     with pytest.raises(ArgumentError, match="did you mean world"):
         run_ranks(1, lambda g: body(g, determinism="wold"))
+
+
+class Crossed(dg.nn.Module):
+    """Two layers, registered the other way round than they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.early = (dg.nn.Linear(4, 4, bias=False) for _ in range(2))
+        for p in self.parameters():
+            dg.nn.init.constant_(p, 0.5)
+
+    def forward(self, x):
+        return self.late(self.early(x).tanh())
+
+
+def three_steps(net, loss):
+    """Return the gradients of three steps."""
+    optimizer = dg.optim.AdamW(net.parameters(), lr=0.1)
+    grads = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss().backward()
+        grads += [p.grad.numpy().copy() for p in net.parameters()]
+        optimizer.step()
+    return grads
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_buckets_follow_the_order_in_which_gradients_came(size):
+    def body(group):
+        net = Crossed()
+        ddp = DistributedDataParallel(net, process_group=group, bucket_cap_mb=1e-6)
+        before = [b.names for b in ddp.reducer.buckets]
+        grads = three_steps(net, lambda: ddp(dg.ones(2, 4) * (group.rank + 1)).sum())
+        for b in ddp.reducer.buckets:
+            assert all(np.shares_memory(p.grad.array, b.flat) for p in b.params)
+            assert all(np.shares_memory(p.array, b.values) for p in b.params)
+        return before, [b.names for b in ddp.reducer.buckets], ddp.reducer.version, grads
+
+    net = Crossed()
+    x = dg.cat([dg.ones(2, 4) * (r + 1) for r in range(size)])
+    want = three_steps(net, lambda: net(x).sum() / size)
+    for before, after, version, grads in run_ranks(size, body):
+        assert before == [["early.weight"], ["late.weight"]]
+        assert after == ([["late.weight"], ["early.weight"]] if size > 1 else before)
+        assert version == (size > 1)
+        for got, expected in zip(grads, want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=2e-5)

@@ -159,8 +159,13 @@ class Memory:
     def __init__(self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int) -> None:
         self.tree, self.hosts = tree, group.hosts
         room = (1 + tree.waiting) * (nbytes + arrays * ALIGNMENT)
-        self.slab = group.shared_memory(room, arrays)
+        self.slab = group.shared_memory(room, 2 * arrays)  # each plan has signals of its own
         self.here = next(ranks for ranks in group.hosts if group.rank in ranks)
+
+    def reuse(self) -> None:
+        """Let the next arrays lie where the first ones do."""
+        if self.slab is not None:
+            self.slab.reuse()
 
     def take(self, count: int, dtype: Any) -> tuple[HostArray, list[HostArray], Common | None]:
         """Return an array for the wire, arrays for sums, and both as others see them."""
@@ -178,17 +183,19 @@ class Memory:
 
 
 def plan_buckets(
-    named: Sequence[tuple[str, Tensor]], cap_mb: float | None = None
+    named: Sequence[tuple[str, Tensor]],
+    cap_mb: float | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Return for each bucket the positions of its parameters in ``named``.
 
-    Gradients come in about the reverse order of registration, so buckets are filled from the end.
-    A bucket closes when it has reached ``cap_mb`` (default 25 MiB, and 1 MiB for the first).
+    They are taken in ``order``, by default from the end. A bucket closes when it has reached
+    ``cap_mb`` (default 25 MiB, and 1 MiB for the first).
     """
     open_: dict[tuple[str, str], list[int]] = {}
     filled: dict[tuple[str, str], int] = {}
     buckets: list[list[int]] = []
-    for place in reversed(range(len(named))):
+    for place in reversed(range(len(named))) if order is None else order:
         array = named[place][1].array
         key = (str(array.dtype), str(device_of(array)))
         open_.setdefault(key, []).append(place)

@@ -18,6 +18,11 @@ Note [Determinism]
              rank runs one backward for each of its shards, always the same ones. The gradients of
              each shard are kept apart until both halves of a larger subtree are there (`tree`).
 
+Note [Order of buckets]
+    Gradients come in about the reverse order of registration, so the first plan fills buckets that
+    way, and they are sent from the first backward on. After it, the plan follows the order in which
+    gradients came on rank 0. As messages carry their bucket's number, ranks may differ in it.
+
 Note [Lost step]
     Buckets are matched by number, so ranks may fill them in any order. The last one carries the
     number of this reduction, and its square: the sum of the squares is the square of the sum over P
@@ -44,7 +49,7 @@ from distgrad.distributed.tree import Subtree, Tree
 from distgrad.distributed.waiting import watched
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import ArgumentError, GradError
-from distgrad.tensor import Tensor
+from distgrad.tensor import Tensor, wrap
 
 REDUCTIONS = ("mean", "sum")
 DETERMINISM = ("off", "run", "world")
@@ -125,26 +130,51 @@ class Reducer:
         self.waited_s = 0.0  # backward stood still for communication: exposed, in seconds
         check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
-        self._lay_out(plan_buckets(self.named, bucket_cap_mb))
+        self._cap_mb, self._order = bucket_cap_mb, list[int]()
+        self.plan, self.version = plan_buckets(self.named, bucket_cap_mb), 0
+        self.memory = self._memory()
+        self._lay_out()
         self._next_step()
         self._progress = start_progress(self.channel) if group.size > 1 else None
         self._running = False
         self._handles = [p.register_post_accumulate_grad_hook(self._hook) for _, p in self.named]
 
-    def _lay_out(self, plan: Sequence[Sequence[int]]) -> None:
-        """Make the buckets."""
+    def _memory(self) -> Memory:
+        """Return memory for the gradients."""
         nbytes = sum(p.array.nbytes for _, p in self.named)
-        last = self.named[plan[-1][0]][1].array.dtype
-        self.tail = Tail(last, self.group.size, len(self.named))
-        extra = self.tail.length * last.itemsize
-        memory = Memory(self.channel, self.tree, nbytes + extra, len(plan))
+        longest = max(p.array.itemsize for _, p in self.named)
+        self.tails = {
+            p.array.dtype: Tail(p.array.dtype, self.group.size, len(self.named))
+            for _, p in self.named
+        }
+        extra = longest * max(tail.length for tail in self.tails.values())
+        return Memory(self.channel, self.tree, nbytes + extra, len(self.named) + 1)
+
+    def _lay_out(self) -> None:
+        """Make the buckets of the plan."""
+        self.tail = self.tails[self.named[self.plan[-1][0]][1].array.dtype]
         self.buckets = []
-        for index, places in enumerate(plan):
+        for index, places in enumerate(self.plan):
             names, params = zip(*(self.named[i] for i in places), strict=True)
-            tail = self.tail.length if index == len(plan) - 1 else 0
-            self.buckets.append(Bucket(index, params, names, memory, tail))
+            tail = self.tail.length if index == len(self.plan) - 1 else 0
+            self.buckets.append(Bucket(index, params, names, self.memory, tail))
         self._place = {id(p): (b, i) for b in self.buckets for i, p in enumerate(b.params)}
         self._index = {id(p): i for i, (_, p) in enumerate(self.named)}
+
+    def _learn_order(self) -> None:
+        """Plan the buckets anew, in the order in which gradients came on rank 0."""
+        missing = [i for i in reversed(range(len(self.named))) if i not in set(self._order)]
+        order = self.group.channel("control").broadcast_object(self._order + missing)
+        plan = plan_buckets(self.named, self._cap_mb, order)
+        if plan == self.plan:
+            return
+        # The new buckets lie where the old ones do, and no rank reads those any more.
+        for _, p in self.named:
+            if p.grad is not None:
+                p.grad = wrap(p.grad.array.copy())
+        self.plan, self.version = plan, self.version + 1
+        self.memory.reuse()
+        self._lay_out()
 
     def broadcast_parameters(self, src: int = 0) -> None:
         """Give every rank the parameter values of rank ``src``."""
@@ -229,6 +259,8 @@ class Reducer:
             self._running = True
             queue_callback(self._finish)
         bucket, place = self._place[id(param)]
+        if not self.reductions and self._last_shard:
+            self._order.append(self._index[id(param)])
         self._adopt(param)
         bucket.ready.add(place)
         if bucket.full and not bucket.tail:
@@ -344,6 +376,8 @@ class Reducer:
         self.waited_s += time.perf_counter() - began
         self._divide()
         self.reduced = True
+        if self.reductions == 0 and self.group.size > 1:
+            self._learn_order()
         self.reductions += 1
         self._next_step()
 

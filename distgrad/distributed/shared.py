@@ -59,6 +59,10 @@ class Slab:
         arrays[self.place][...] = 0
         return arrays
 
+    def reuse(self) -> None:
+        """Let the next arrays lie where the first ones do; signals are not used again."""
+        self._taken = 0
+
     def take_slot(self) -> int:
         """Return the number of a signal that is not in use; alike on all ranks of the host."""
         self._slots += 1
