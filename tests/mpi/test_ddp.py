@@ -49,10 +49,13 @@ def test_steps_on_uneven_parts_are_those_of_the_big_batch(group, reduction, cap)
             np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-11)
 
 
-def test_all_ranks_have_the_same_bits_after_many_buckets(group):
+@pytest.mark.parametrize("determinism", ["off", "run", "world"])
+def test_all_ranks_have_the_same_bits_after_many_buckets(group, determinism):
     dg.manual_seed(0)
     net = dg.nn.Sequential(*[dg.nn.Linear(64, 64) for _ in range(6)])
-    ddp = DistributedDataParallel(net, process_group=group, bucket_cap_mb=0.01)
+    ddp = DistributedDataParallel(
+        net, process_group=group, bucket_cap_mb=0.01, determinism=determinism
+    )
     optimizer = dg.optim.AdamW(ddp.parameters(), lr=1e-2)
     rng = np.random.default_rng(group.rank)
     for _ in range(3):
