@@ -3,16 +3,28 @@
 
 from math import e, inf, nan, pi
 
-from distgrad import autograd, distributed, func, masked, nn, ops, optim, signal, utils
+from distgrad import (
+    autograd,
+    distributed,
+    distributions,
+    func,
+    futures,
+    masked,
+    nn,
+    ops,
+    optim,
+    signal,
+    utils,
+)
 from distgrad.autograd.anomaly import (
     is_anomaly_check_nan_enabled,
     is_anomaly_enabled,
     set_anomaly_enabled,
 )
 from distgrad.autograd.gradients import grad
+from distgrad.autograd.inference import inference_mode
 from distgrad.autograd.mode import (
     enable_grad,
-    inference_mode,
     is_grad_enabled,
     is_inference_mode_enabled,
     no_grad,
@@ -62,6 +74,7 @@ from distgrad.backend.layout import (
     preserve_format,
     strided,
 )
+from distgrad.distributed import optim as _distributed_optim  # noqa: F401  a module of its own
 from distgrad.func.vmap import vmap
 from distgrad.ops import fft, random
 from distgrad.ops import linalg_names as linalg
@@ -86,8 +99,16 @@ from distgrad.ops.elementwise import *
 from distgrad.ops.embed import *
 from distgrad.ops.extremes import *
 from distgrad.ops.factor import lu_unpack
+from distgrad.ops.gamma import *
+from distgrad.ops.gamma import (  # noqa: F401  distributions are made of them
+    _dirichlet_grad,
+    _sample_dirichlet,
+    _standard_gamma,
+    _standard_gamma_grad,
+)
 from distgrad.ops.index import *
 from distgrad.ops.inplace_names import *
+from distgrad.ops.internals import *
 from distgrad.ops.join import *
 from distgrad.ops.least import pca_lowrank, pinverse, svd_lowrank
 from distgrad.ops.linalg import logdet
@@ -164,6 +185,7 @@ __all__ = [
     "device",
     "dist",
     "distributed",
+    "distributions",
     "double",
     "dtype",
     "e",
@@ -176,6 +198,7 @@ __all__ = [
     "float64",
     "frobenius_norm",
     "func",
+    "futures",
     "geqrf",
     "get_default_device",
     "get_default_dtype",
@@ -269,6 +292,7 @@ __all__ += ops.einsum.__all__
 __all__ += ops.elementwise.__all__
 __all__ += ops.embed.__all__
 __all__ += ops.extremes.__all__
+__all__ += ops.gamma.__all__
 __all__ += ops.index.__all__
 __all__ += ops.inplace_names.__all__
 __all__ += ops.join.__all__

@@ -120,6 +120,11 @@ _COUNT, _EVERY, _NUMBER = number(int, 1), number(int, -1), number(float, 0)
 
 _SAME = one_of("off", "run", "world")
 
+
+def _stage(text: str) -> int:
+    return int(one_of("0", "1", "2")(text))
+
+
 TABLE = (
     # of the library itself
     Switch("keep_memory", "engine", flag, True, "", "keep freed host memory for the next step"),
@@ -143,6 +148,7 @@ TABLE = (
     Switch("micro_batch", "job", _COUNT, None, "N", "samples a forward pass on one rank"),
     Switch("lr", "job", _NUMBER, None, "X", "peak learning rate"),
     Switch("seed", "job", number(int, 0), None, "N", "seed of initialisation and data order"),
+    Switch("zero", "job", _stage, None, "0|1|2", "share out optimizer state, then gradients too"),
     Switch("device", "job", one_of("auto", "cpu", "cuda"), None, "auto|cpu|cuda", "device"),
     Switch("data", "job", str, None, "FILE", "your own data instead of the job's"),
     Switch("log_every", "job", _EVERY, None, "N", "steps between log lines, -1: never"),

@@ -6,6 +6,7 @@ Mathematics, methods and operators are attached from the table of operations (``
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 import weakref
@@ -56,12 +57,16 @@ class Size(tuple[int, ...]):
 
 
 class Clock:
-    """Counts changes in place, over all tensors; a graph node remembers the time of its birth."""
+    """Counts what happens, over all tensors: the birth of each graph node and each change in place.
 
-    __slots__ = ("now",)
+    So it says which of two nodes was recorded later, and what has changed since.
+    """
+
+    __slots__ = ("changed", "tick")
 
     def __init__(self) -> None:
-        self.now = 0
+        self.changed = 0  # the time of the last change
+        self.tick: Callable[[], int] = itertools.count(1).__next__  # counts on
 
 
 clock = Clock()
@@ -81,12 +86,31 @@ class Shared:
 
     def bump(self) -> None:
         """Note one change in place."""
-        clock.now += 1
         self.count += 1
-        self.changed_at = clock.now
+        clock.changed = self.changed_at = clock.tick()
         node = None if self.node is None else self.node()
         if node is not None:
-            node.changed_at = clock.now
+            node.changed_at = self.changed_at
+
+
+class _Untracked(Shared):
+    """What tensors of inference mode have in place of a version counter."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.changed_at, self.views, self.node = -1, None, None
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """Nobody counts."""
+        raise GradError("_version: Inference tensors do not track version counter.")
+
+    def bump(self) -> None:
+        """Do nothing."""
+
+
+UNTRACKED = _Untracked()
 
 
 class Tensor:
@@ -121,7 +145,9 @@ class Tensor:
     _grad_buffer: Tensor | None = None
     _retains = False
     _recording: ClassVar[list[Callable[[], bool]]] = []  # autograd adds: does it record now
+    _inferring: Any = staticmethod(lambda: False)  # whether inference mode is on: autograd's own
     _unseen: int | None = None  # a view made without recording: the version of its memory then
+    _inference: Any = None  # held by what was made in inference mode; Note [Inference tensors …]
     _is_number = False  # a Python number beside a tensor
     _detached_at = -1  # when detach_ cut it off
     _grad_dtype: Any = "own"  # of the gradient; None: any
@@ -251,8 +277,9 @@ class Tensor:
         if self._unseen is not None and self._unseen != self._version:
             base = self._base
             if base is not None and base._requires:
+                mode = "no_grad" if self._inference is None else "inference"
                 raise GradError(
-                    f"grad_fn({self._brief()}): A view was created in no_grad mode and its base or "
+                    f"grad_fn({self._brief()}): A view was created in {mode} mode and its base or "
                     "another view of its base has been modified inplace; make the view with grad "
                     "mode enabled"
                 )
@@ -261,7 +288,7 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """True when no recorded operation made this tensor."""
-        return self._node is None
+        return self._node is None and (self._unseen is None or self.grad_fn is None)
 
     @property
     def output_nr(self) -> int:
@@ -329,7 +356,11 @@ class Tensor:
         elif value.device != self.device:
             why = f"assigned grad has data located on a different device: {value.device}"
         elif have.shape != want.shape:
-            why = f"assigned grad has data of a different size: {list(have.shape)}"
+            why = (
+                f"attempting to assign a gradient of size '{list(have.shape)}' to a tensor of size "
+                f"'{list(want.shape)}'. Please ensure that the gradient and the tensor are the "
+                "same size"
+            )
         if why:
             raise GradError(f"grad({self._brief()}): {why}")
 
@@ -397,6 +428,8 @@ class Tensor:
 
     @property
     def _version(self) -> int:
+        if self._inference is not None:
+            return shared_of(self).count
         return 0 if self._shared is None else self._shared.count
 
     @property
@@ -405,7 +438,10 @@ class Tensor:
         array = self.array
         if type(array) is not ndarray and hasattr(array, "below"):
             return array.detached()  # type: ignore[no-any-return]
-        return wrap(array)
+        out = wrap(array)
+        if out._inference is not None and not is_inference(self):
+            out._inference = None
+        return out
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -440,6 +476,11 @@ class Tensor:
             raise GradError(
                 f"requires_grad_({self._brief()}): you can only change requires_grad flags of leaf "
                 "tensors; use .detach() for a tensor without a history"
+            )
+        if requires_grad and not self._requires and is_inference(self) and not self._inferring():
+            raise GradError(
+                f"requires_grad_({self._brief()}): Setting requires_grad=True on inference tensor "
+                "outside InferenceMode is not allowed; use a clone()"
             )
         if requires_grad and self.array.dtype.kind not in "fcV":
             raise GradError(
@@ -597,9 +638,12 @@ class Tensor:
         return copied
 
 
+_new: Any = object.__new__  # replaced in inference mode
+
+
 def wrap(array: Any, kind: type[Tensor] = Tensor) -> Tensor:
     """Return a tensor of class ``kind`` on ``array``: no copy, no history, no checks."""
-    out = object.__new__(kind)
+    out = _new(kind)
     out.array = array
     out._requires = False
     out._grad = out._node = out._shared = None
@@ -628,10 +672,18 @@ def _scalar_type(kind: Any) -> str:
     return names.get(word, word)
 
 
+def is_inference(tensor: Tensor) -> bool:
+    """Return True for a tensor on memory that was allocated in inference mode."""
+    if tensor._shared is None:
+        return tensor._inference is not None
+    return tensor._shared is UNTRACKED
+
+
 def shared_of(tensor: Tensor) -> Shared:
     """Return the version counter of a tensor's memory, made at the first call."""
     if tensor._shared is None:
-        tensor._shared = Shared(tensor._node)
+        marked = tensor._inference is not None
+        tensor._shared = UNTRACKED if marked else Shared(tensor._node)
     return tensor._shared
 
 

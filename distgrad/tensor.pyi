@@ -22,7 +22,8 @@ class Size(tuple[int, ...]):
     def __getitem__(self, index: Any) -> Any: ...
 
 class Clock:
-    now: Any
+    changed: Any
+    tick: Any
     def __init__(self) -> None: ...
 
 class Shared:
@@ -31,6 +32,12 @@ class Shared:
     node: Any
     views: builtins.list[weakref.ref[Tensor]] | None
     def __init__(self, node: Any=...) -> None: ...
+    def bump(self) -> None: ...
+
+class _Untracked(Shared):
+    def __init__(self) -> None: ...
+    @property
+    def count(self) -> builtins.int: ...
     def bump(self) -> None: ...
 
 class Tensor:
@@ -49,7 +56,9 @@ class Tensor:
     _grad_buffer: Tensor | None
     _retains: builtins.bool
     _recording: Any[builtins.list[Callable[[], builtins.bool]]]
+    _inferring: Any
     _unseen: builtins.int | None
+    _inference: Any
     _is_number: builtins.bool
     _detached_at = -1
     _grad_dtype: Any
@@ -750,6 +759,8 @@ def _refuse_deletion(name: builtins.str) -> Any: ...
 
 def _scalar_type(kind: Any) -> builtins.str: ...
 
+def is_inference(tensor: Tensor) -> builtins.bool: ...
+
 def shared_of(tensor: Tensor) -> Shared: ...
 
 def _rebuild(kind: builtins.type[Tensor], host: Any, device: builtins.str, requires_grad: builtins.bool) -> Tensor: ...
@@ -758,3 +769,4 @@ def tensors_in(values: Iterable[Any]) -> builtins.list[Tensor]: ...
 
 ndarray = numpy.ndarray
 clock: Clock
+UNTRACKED: Shared

@@ -190,7 +190,7 @@ def test_an_unknown_job_is_an_error():
         load("nowhere.job")
     with pytest.raises(ConfigError, match="has no DEFAULTS"):
         load("json.decoder")
-    assert set(JOBS) == {"textgpt", "digits"}
+    assert set(JOBS) == {"textgpt", "digits", "allreduce-bench", "scaling"}
 
 
 def test_the_global_batch_is_cut_into_the_same_micro_batches_for_any_number_of_ranks():

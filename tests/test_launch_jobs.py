@@ -104,6 +104,24 @@ def test_a_killed_run_goes_on_with_the_same_bits(whole, text, tmp_path):
     assert curve(run) == curve(whole[0])
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 2), (2, 3)), ((2, 3), (1, 1)), ((0, 1), (2, 2))]
+)
+def test_a_run_goes_on_on_other_ranks_with_state_shared_out_otherwise(
+    whole, text, tmp_path, before, after
+):
+    options = [*SMALL, "--data", text]
+    resume = "never"
+    for name, (zero, ranks) in {"first": before, "second": after}.items():
+        code, out, err = launch(
+            *options, "--run-dir", tmp_path / name, "--zero", zero, "--resume", resume, ranks=ranks
+        )
+        assert code == 0, err
+        assert metrics(tmp_path / name)[-1]["sha256"] == metrics(whole[0])[-1]["sha256"]
+        resume = tmp_path / "first" / "checkpoints" / "step_00000008"
+    assert "goes on after step 8" in out
+
+
 def test_a_signal_saves_the_step_and_exits_75(whole, text, tmp_path):
     run = tmp_path / "run"
     many = [*SMALL[2:], "--steps", "4000", "--eval-every", "-1"]

@@ -164,3 +164,100 @@ def test_random_slopes_of_rrelu_work_in_forward_mode():
     assert 0.1 <= tangent[0].item() <= 0.3 and out[0].item() == -tangent[0].item()
     with pytest.raises(RuntimeError, match=r"upper=0\.1"):
         F.rrelu(x, 0.3, 0.1)
+
+
+# ---------------------------------------------------------------------- dtypes without a kernel
+@pytest.mark.parametrize("name", ["bessel_j0", "airy_ai", "erfcx", "ndtri"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_special_functions_without_a_16_bit_kernel_refuse_such_floats(name, dtype):
+    with pytest.raises(NotImplementedError, match=dtype):
+        getattr(dg.special, name)(dg.ones(2, dtype=getattr(dg, dtype)))
+
+
+@pytest.mark.parametrize(("call", "dtype"), [
+    (dg.pdist, "float16"), (lambda x: dg.cdist(x, x), "complex64"), (dg.cov, "bool"),
+    (dg.mode, "complex64"), (dg.argsort, "complex64"), (dg.trapezoid, "bool"),
+    (lambda x: dg.isin(x, x), "bool"), (lambda x: dg.linalg.vecdot(x, x), "int64"),
+    (lambda x: dg.linalg.lu(x), "int64"), (F.softsign, "bool"),
+    (lambda x: F.dropout(x, 0.5), "complex64"), (lambda x: dg.polygamma(1, x), "complex64"),
+])  # fmt: skip
+def test_functions_refuse_dtypes_by_not_implemented_error(call, dtype):
+    with pytest.raises(NotImplementedError):
+        call(dg.ones(3, 3, dtype=getattr(dg, dtype)))
+
+
+def test_the_mode_of_nothing_is_an_index_error():
+    with pytest.raises(IndexError, match="non-zero size"):
+        dg.mode(dg.ones(2, 0))
+
+
+def test_the_sign_of_nan_is_zero():
+    assert dg.sign(dg.tensor([math.nan, -2.0, 3.0])).tolist() == [0, -1, 1]
+    assert dg.sgn(dg.tensor([math.nan])).tolist() == [0]
+
+
+def test_gradients_through_where_stay_bfloat16():
+    x = dg.ones(3, dtype=dg.bfloat16, requires_grad=True)
+    dg.where(dg.tensor([True, False, True]), x, 2 * x).sum().backward()
+    assert x.grad.dtype == dg.bfloat16 and x.grad.tolist() == [1, 2, 1]
+
+
+def test_magnitudes_are_not_written_into_complex_memory():
+    with pytest.raises(RuntimeError, match="In-place abs"):
+        dg.tensor([1j]).abs_()
+
+
+def test_some_reflected_methods_take_a_number_for_self():
+    assert dg.Tensor.__rpow__(3, dg.tensor([2, 5])).tolist() == [8, 125]
+
+
+# ---------------------------------------------------------------------- memory
+def test_real_pairs_share_memory_with_complex_numbers():
+    z = dg.tensor([1 + 2j, 3j])
+    pairs = dg.view_as_real(z)
+    pairs[0, 1] = 7.0
+    assert pairs._base is z and z.tolist() == [1 + 7j, 3j]
+    back = dg.view_as_complex(pairs)
+    assert back._base is z and back.data_ptr() == z.data_ptr()
+    with pytest.raises(RuntimeError, match="stride 1"):
+        dg.view_as_complex(dg.ones(2, 3).mT)
+
+
+def _changed_views(z):
+    y = z * (2 + 1j)
+    y.real.mul_(2.0)
+    y.imag.mul_(3.0)
+    dg.view_as_real(y)[0].exp_()
+    return y * y
+
+
+def test_changes_in_place_of_parts_of_complex_numbers_have_derivatives():
+    z = dg.tensor([0.3 - 0.4j, 0.1 + 0.7j], dtype=dg.complex128, requires_grad=True)
+    assert dg.autograd.gradcheck(_changed_views, (z,))
+    assert dg.autograd.gradgradcheck(_changed_views, (z,))
+
+
+def test_copies_and_lookups_are_contiguous():
+    x = dg.ones(5, 4, 3)
+    for made in (x[:, [0, 3]], dg.permute_copy(x, (2, 0, 1)), dg.ravel(x[:, ::2]),
+                 F.pad(x, (1, 1), mode="reflect")):  # fmt: skip
+        assert made.is_contiguous()
+    assert dg.ravel(x[..., 0]).data_ptr() != x.data_ptr() and dg.flatten(x, 1, 1) is x
+
+
+def test_composites_in_place_keep_what_they_need():
+    x = dg.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=dg.float64, requires_grad=True)
+    assert dg.autograd.gradcheck(lambda t: t.clone().renorm_(2, 0, 1.0), (x,))
+    assert dg.autograd.gradcheck(lambda t: (t + 2).mvlgamma_(2), (x,))
+    places, source = dg.tensor([0, 0]), dg.ones(2, 2, dtype=dg.float64) * 2
+    assert dg.autograd.gradcheck(lambda t: t.clone().index_reduce_(0, places, source, "prod"), (x,))
+
+
+def test_one_number_of_another_dtype_goes_where_a_mask_is_true():
+    x = dg.zeros(3, dtype=dg.float64)
+    x[dg.tensor([True, False, True])] = dg.tensor(2.0)
+    assert x.tolist() == [2, 0, 2]
+    with pytest.raises(RuntimeError, match="dtypes match"):
+        x[dg.tensor([0, 2])] = dg.tensor(2.0)
+    with pytest.raises(IndexError, match="int16"):
+        x[dg.tensor([0, 2], dtype=dg.int16)]

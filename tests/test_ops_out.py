@@ -90,3 +90,19 @@ def test_a_saved_value_that_out_overwrites_is_noticed():
 def test_what_is_no_tensor_is_refused():
     with pytest.raises(TypeError, match="argument 'out' must be Tensor"):
         dg.exp(dg.ones(2), out=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, out: dg.mm(x, x, out=out), lambda x, out: dg.floor(x, out=out),
+    lambda x, out: dg.softmax(x, 0, out=out), lambda x, out: dg.linalg.inv(x, out=out),
+    lambda x, out: dg.max(x, 0, out=(out, dg.empty(0, dtype=dg.int64))),
+])  # fmt: skip
+def test_what_moves_rounds_or_factors_wants_the_dtype_of_its_result(call):
+    with pytest.raises(RuntimeError, match="Expected out tensor to have dtype float32"):
+        call(dg.eye(2), dg.empty(0, dtype=dg.float64))
+
+
+def test_joining_refuses_dtypes_by_a_type_error_and_creation_resizes_silently():
+    with pytest.raises(TypeError, match="can't be cast"):
+        dg.cat([dg.ones(2), dg.ones(2)], out=dg.empty(4, dtype=dg.int64))
+    assert dg.arange(3, out=dg.empty(7, dtype=dg.int64)).tolist() == [0, 1, 2]

@@ -337,3 +337,15 @@ def test_native_dropout_returns_its_mask():
     assert mask.dtype is dg.bool
     np.testing.assert_array_equal(out, dg.native_dropout_backward(x, mask, 1 / 0.75))
     assert dg.native_dropout(x, 0.25, False)[1].all()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["rand_like", "randn_like"])
+def test_samples_like_a_transposed_tensor_lie_and_are_drawn_in_its_order(name):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(3)
+    dg.manual_seed(3)
+    theirs = getattr(torch, name)(torch.zeros(5, 7).mT)
+    ours = getattr(dg, name)(dg.zeros(5, 7).mT)
+    assert ours.stride() == theirs.stride()
+    np.testing.assert_array_equal(ours.numpy(), theirs.numpy())

@@ -8,10 +8,10 @@ from distgrad.autograd.function import Function, NestedIOFunction
 from distgrad.autograd.gradcheck import gradcheck, gradgradcheck
 from distgrad.autograd.gradients import backward, grad
 from distgrad.autograd.graph import _unsafe_preserve_version_counter
+from distgrad.autograd.inference import inference_mode
 from distgrad.autograd.mode import (
     _force_original_view_tracking,
     enable_grad,
-    inference_mode,
     is_grad_enabled,
     is_inference_mode_enabled,
     is_multithreading_enabled,

@@ -1,8 +1,9 @@
-"""Backward: an explicit stack over the graph, never recursion.
+"""Backward: a list of what is ready to run, never recursion.
 
-A node runs when every node that uses its output has delivered its gradient, so a leaf's ``grad`` is
-complete exactly once per backward.  That is where ``register_post_accumulate_grad_hook`` fires, and
-where the reducer of ``distgrad.distributed`` takes the gradient.
+A node runs when every node that uses its output has delivered its gradient; of several that are
+ready, the one recorded last runs first, as in PyTorch.  So a leaf's ``grad`` is complete exactly
+once per backward.  That is where ``register_post_accumulate_grad_hook`` fires, and where the
+reducer of ``distgrad.distributed`` takes the gradient.
 
 Note [Two worlds]
     With ``create_graph=False`` gradients are raw arrays and rules call forwards; with
@@ -21,6 +22,8 @@ Note [Complex gradients]
 
 from __future__ import annotations
 
+import bisect
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,8 +32,8 @@ from distgrad.autograd import saving
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Slot, attached
 from distgrad.backend.device import array_namespace
-from distgrad.errors import ArgumentTypeError, GradError
-from distgrad.tensor import Tensor, wrap
+from distgrad.errors import ArgumentTypeError, GradError, ShapeError
+from distgrad.tensor import Tensor, clock, wrap
 
 Edge = Any  # Node | Slot | leaf Tensor
 
@@ -73,7 +76,10 @@ _state = _State()
 
 
 def queue_callback(function: Callable[[], None]) -> None:
-    """Call ``function()`` once at the end of the backward that is running in this thread."""
+    """Call ``function()`` once at the end of the backward that is running in this thread.
+
+    Of the outermost one, where a checkpoint or a Function runs another inside.
+    """
     if _state.callbacks is None:
         raise GradError("queue_callback(): no backward is running; call it from a gradient hook")
     _state.callbacks.append(function)
@@ -102,12 +108,14 @@ def run(
     if _state.depth >= _MAX_DEPTH:
         return _in_new_thread(roots, create_graph, keep_graph, inputs, accumulate)
     before = mode.grad, _state.callbacks, _state.walk
-    mode.grad, _state.callbacks = create_graph, []
+    outermost = _state.callbacks is None
+    callbacks = [] if _state.callbacks is None else _state.callbacks
+    mode.grad, _state.callbacks = create_graph, callbacks
     _state.depth += 1
     try:
         walk = _state.walk = walks[-1](roots, create_graph, keep_graph, inputs, accumulate)
         walk.run()
-        for callback in _state.callbacks:
+        for callback in callbacks if outermost else ():
             callback()
         return walk.captured()
     finally:
@@ -123,10 +131,10 @@ def _in_new_thread(
 ) -> list[Any]:
     """Run a backward that is nested too deeply on the stack of a thread of its own."""
     found: list[Any] = []
-    hooks = saving.local.hooks
+    hooks, callbacks = saving.local.hooks, _state.callbacks
 
     def work() -> None:
-        saving.local.hooks = hooks
+        saving.local.hooks, _state.callbacks = hooks, callbacks
         try:
             found.append(run(
                 roots, create_graph=create_graph, keep_graph=keep_graph, inputs=inputs,
@@ -173,7 +181,7 @@ class _Walk:
         if self.needed is not None and accumulate:  # as in PyTorch, these run too
             inner = [e for e in inputs or () if not e._leaf]
             self.needed.update(inner, [e.owner for e in inner])
-        self.ready = [edge for edge in self.acc if not self.wait[edge]]
+        self.ready = sorted([edge for edge in self.acc if not self.wait[edge]], key=_order)
         if create_graph:
             self.F: Any = tensor_functions
         else:
@@ -272,7 +280,15 @@ class _Walk:
                 if edge._leaf:  # nothing comes after it, so its gradient is complete first
                     self._leaf(edge)
                 else:
-                    self.ready.append(edge)
+                    self._make_ready(edge)
+
+    def _make_ready(self, edge: Edge) -> None:
+        """Put an edge among those that may run, which are in the order of their recording."""
+        ready = self.ready
+        if ready and ready[-1].order > edge.order:
+            bisect.insort(ready, edge, key=_order)
+        else:
+            ready.append(edge)
 
     def _add(self, edge: Edge, new: Any) -> None:
         """Sum two contributions: a new array at first, in place from then on."""
@@ -296,7 +312,7 @@ class _Walk:
                 self.acc[node] = tuple(parts.get(i) for i in range(len(node.likes)))
             else:
                 del self.acc[node]
-            self.ready.append(node)
+            self._make_ready(node)
 
     def _leaf(self, leaf: Tensor) -> None:
         """Call the hooks of ``leaf`` with what came for it, keep it if wanted, accumulate it."""
@@ -328,11 +344,12 @@ class _Walk:
             g = conjugated(g)
         if leaf._grad_dtype != "own":
             g = self._converted(leaf, g)
-        if self.create_graph:
-            leaf._grad = copied(g) if leaf._grad is None else leaf._grad + g
-        else:
-            owned = leaf in self.owned and getattr(g, "base", None) is None
-            accumulate_array(leaf, g, owned)
+        with _locks[id(leaf) >> 6 & 63]:  # backwards of several threads may meet here
+            if self.create_graph:
+                leaf._grad = copied(g) if leaf._grad is None else leaf._grad + g
+            else:
+                owned = leaf in self.owned and getattr(g, "base", None) is None
+                accumulate_array(leaf, g, owned)
         if leaf._post_hooks is not None:
             call_leaf_hooks(leaf)
 
@@ -379,7 +396,7 @@ def copied(g: Tensor) -> Tensor:
         return wrap(array)
     node = CopyBackwards()
     node._edges, node._shape = (None, g._node or g), array.shape
-    node.clock, node.saved = 0, ()
+    node.clock, node.saved = clock.tick(), ()
     return attached(array, node)
 
 
@@ -390,6 +407,11 @@ def call_leaf_hooks(leaf: Tensor) -> None:
             raise GradError(
                 f"post_accumulate_grad_hook({leaf._brief()}): hooks should return None."
             )
+
+
+def _order(edge: Edge) -> float:
+    """Return the place of an edge among those that are ready: the last one runs first."""
+    return math.inf if edge._leaf else edge.order
 
 
 walks: list[type[_Walk]] = [_Walk]  # the last one is used; anomaly mode brings its own
@@ -409,6 +431,12 @@ def accumulate_array(leaf: Tensor, g: Any, owned: bool) -> None:
         if grad._requires:
             leaf._grad = grad + wrap(g)
         else:
+            if grad.array.shape != g.shape:
+                raise ShapeError(
+                    f"backward(): the gradient of shape {list(g.shape)} does not fit the .grad of "
+                    f"shape {list(grad.array.shape)} of a tensor whose data was replaced: The size "
+                    "of tensors must match; set .grad to None first"
+                )
             grad.array += g
             if grad._shared is not None:
                 grad._shared.bump()
@@ -416,8 +444,22 @@ def accumulate_array(leaf: Tensor, g: Any, owned: bool) -> None:
         leaf._grad_buffer.array[...] = g
         leaf._grad = leaf._grad_buffer
     else:
-        xp = array_namespace(leaf.array)
-        leaf._grad = wrap(xp.asarray(g) if owned else xp.array(g))
+        leaf._grad = wrap(_laid_out(leaf.array, g, owned))
+
+
+def _laid_out(like: Any, g: Any, owned: bool) -> Any:
+    """Return a gradient to keep: with the strides of its leaf, as in PyTorch, and no one else's."""
+    xp = array_namespace(like)
+    if hasattr(like, "below") or g.strides == like.strides or g.flags.c_contiguous:
+        alike = hasattr(like, "below") or g.strides == like.strides or like.flags.c_contiguous
+        if alike or like.size < 2:
+            return xp.asarray(g) if owned else xp.array(g)
+    out = xp.empty_like(like, dtype=g.dtype)
+    out[...] = g
+    return out
+
+
+_locks = [threading.RLock() for _ in range(64)]
 
 
 def _dependencies(starts: list[Edge]) -> dict[Edge, int]:

@@ -159,7 +159,7 @@ def make_dual(tensor: Tensor, tangent: Tensor, *, level: int | None = None) -> T
     if tensor.requires_grad and mode.grad:
         node = _MakeDual()
         node._edges, node._shape = (edge_of(tensor),), tensor.array.shape
-        node.clock, node.saved = clock.now, ()
+        node.clock, node.saved = clock.tick(), ()
         out._requires, out._node = True, node
     return out
 

@@ -501,7 +501,7 @@ def _connect(ctx: BackwardCFunction, args: tuple[Any, ...]) -> bool:
     recording = mode.grad and any(ctx.needs_input_grad)
     ctx._inputs = tuple([None if t is None else (t.array.shape, _grad_dtype(t)) for t in tensors])
     ctx._edges = tuple([edge_of(t) for t in tensors if t is not None]) if recording else ()
-    ctx._held, ctx._shape, ctx.clock = (), (), clock.now
+    ctx._held, ctx._shape, ctx.clock = (), (), clock.tick()
     return recording
 
 
@@ -649,6 +649,8 @@ def _save(ctx: BackwardCFunction, raw: tuple[Any, ...], recording: bool) -> None
 
 
 def _entry(ctx: BackwardCFunction, tensor: Tensor, raw: tuple[Any, ...]) -> Any:
+    if saving.switch.inspect is not None:
+        saving.switch.inspect(tensor)
     of_this = tensor._node is not None and tensor._node.owner is ctx
     of_this = of_this or _is_in(tensor, ctx.dirty_tensors)
     index = next((i for i, o in enumerate(raw) if of_this and o is tensor), None)
@@ -729,7 +731,7 @@ class Error(Node):
 
     def __init__(self, message: str, outputs: tuple[Any, ...]) -> None:
         """Stand behind ``outputs``; what would come after it are leaves that nobody sees."""
-        self.message, self.saved, self.clock = message, (), 0
+        self.message, self.saved, self.clock = message, (), clock.tick()
         tensors = [o for o in outputs if isinstance(o, Tensor)]
         self._edges = tuple(
             [wrap(o.array).requires_grad_() if isinstance(o, Tensor) else None for o in outputs]

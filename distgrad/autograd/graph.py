@@ -245,11 +245,13 @@ class _Kept:
     __slots__ = ("__weakref__", "array", "root", "state")
 
     def __init__(self, array: Any, state: _Mutations) -> None:
-        self.array, self.root, self.state = array, _root(array), state
+        self.array, self.root, self.state = array, memory_of(array), state
 
 
 class _Mutations:
     """What is saved inside one ``allow_mutation_on_saved_tensors``, by the memory that it is in."""
+
+    current: _Mutations | None = None
 
     def __init__(self) -> None:
         self.kept: dict[int, weakref.WeakSet[_Kept]] = {}
@@ -272,12 +274,13 @@ class _Mutations:
 
     def before_write(self, target: Tensor) -> None:
         """Clone what lies in the memory of ``target``."""
-        for entry in self.kept.pop(id(_root(target.array)), ()):
+        for entry in self.kept.pop(id(memory_of(target.array)), ()):
             entry.array = entry.array.copy()
             entry.root = None
 
 
-def _root(array: Any) -> Any:
+def memory_of(array: Any) -> Any:
+    """Return the array that owns the memory of ``array``."""
     while getattr(array, "base", None) is not None:
         array = array.base
     return array
@@ -289,18 +292,20 @@ def allow_mutation_on_saved_tensors() -> Iterator[_Mutations]:
 
     Forward and backward must both run inside the block.
     """
-    if saving.switch.before_write is not None:
+    if _Mutations.current is not None:
         raise GradError(
             "allow_mutation_on_saved_tensors(): allow_mutation_on_saved_tensors contexts cannot be "
             "nested; leave the outer one first"
         )
-    state = _Mutations()
+    state = _Mutations.current = _Mutations()
+    switch, write = saving.switch, state.before_write
     with saved_tensors_hooks(state.pack, state.unpack):
-        saving.switch.before_write = state.before_write
+        switch.writers += (write,)
         try:
             yield state
         finally:
-            saving.switch.before_write = None
+            switch.writers = tuple(w for w in switch.writers if w != write)
+            _Mutations.current = None
             state.open = False
             state.kept.clear()
 

@@ -17,7 +17,7 @@ from distgrad.autograd.saving import switch
 from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import can_cast
 from distgrad.errors import DtypeError, GradError, ShapeError
-from distgrad.tensor import Tensor, clock, ndarray, shared_of, wrap
+from distgrad.tensor import UNTRACKED, Tensor, clock, is_inference, ndarray, shared_of, wrap
 
 
 # ---------------------------------------------------------------------- views
@@ -33,10 +33,13 @@ def link_view(
         if not array_namespace(array).may_share_memory(out.array, array):
             return
     shared = out._shared = shared_of(base)
+    if shared is UNTRACKED:
+        return
     out._base = base if base._base is None else base._base
     out._view = (base, function, options)  # type: ignore[attr-defined]
     if not mode.grad:
         out._unseen = shared.count
+        out._requires = base._requires
     if shared.views is None:
         shared.views = []
     elif len(shared.views) > 64 and len(shared.views) & (len(shared.views) - 1) == 0:
@@ -50,6 +53,12 @@ def link_views(
     """Link every output of an operation that gives several views."""
     for index, out in enumerate(outs):
         link_view(out, base, array, _Pick(function, index), options)
+
+
+def independent(view: Tensor) -> Tensor:
+    """Return ``view`` as a tensor of its own: changes of its memory concern nobody else."""
+    view._base = view._shared = view._unseen = None
+    return view
 
 
 class _Pick:
@@ -87,6 +96,8 @@ class CopySlices(Node):
     """A base after a change in place of one of its views: (old base, new values of the view).
 
     It keeps the steps from the base to the view, not the tensors, whose history it is part of.
+    What travels is the conjugate of a gradient (see ``engine``); the part of it that a view between
+    real and complex numbers shows is taken from the gradient itself.
     """
 
     __slots__ = ()
@@ -96,9 +107,15 @@ class CopySlices(Node):
         steps, order = self._kept()
         rest = _copied(g, order)
         part = follow(steps, wrap(rest)).array
-        of_view = part.copy()
+        if part.dtype == rest.dtype:
+            of_view = part.copy()
+            part[...] = 0
+            return rest, of_view
+        xp = array_namespace(rest)
+        xp.conj(rest, out=rest)
+        of_view = xp.conj(part)
         part[...] = 0
-        return rest, of_view
+        return xp.conj(rest, out=rest), of_view
 
     def pull_graph(self, F: Any, g: Any) -> tuple[Any, ...]:
         """Return the same as tensors with a history."""
@@ -107,9 +124,13 @@ class CopySlices(Node):
         if not hasattr(rest.array, "below"):
             rest.array = _copied(rest.array, order)
         part = follow(steps, rest)
-        of_view = F.clone(part)
+        turned = part.array.dtype != rest.array.dtype
+        if turned:
+            rest = F.conj(rest)
+            part = follow(steps, rest)
+        of_view = F.conj(part) if turned else F.clone(part)
         assign(part, F.zero(part), "zero_")
-        return rest, of_view
+        return F.conj(rest) if turned else rest, of_view
 
     def _kept(self) -> tuple[Any, ...]:
         if self.saved is None:
@@ -172,14 +193,21 @@ def refuse_leaf(target: Tensor, name: str) -> None:
     That is a leaf that requires grad or a view of one, a view made under ``no_grad`` or in a custom
     Function, and one of several views made by one operation.
     """
-    if switch.before_write is not None:
-        switch.before_write(target)
+    for before_write in switch.writers:
+        before_write(target)
+    refuse_inference(target, name)
     if not mode.grad:
         return
     if target._requires:
         _refuse_view(target, name)
     elif target._unseen is not None and target._base is not None and target._base._requires:
-        raise _refused(target, name, _UNSEEN)
+        raise _refused(target, name, _made_where(target))
+
+
+def refuse_inference(target: Tensor, name: str) -> None:
+    """Raise when ``target`` was made in inference mode, outside of that mode."""
+    if not mode.inference and is_inference(target):
+        raise _refused(target, name, _INFERENCE)
 
 
 def _refuse_view(target: Tensor, name: str) -> None:
@@ -188,9 +216,10 @@ def _refuse_view(target: Tensor, name: str) -> None:
     made_by = target.__dict__.get("_custom_view")
     if made_by is not None:
         raise _refused(target, name, made_by)
-    if base._node is None and base._requires:
-        what = "a leaf Variable" if base is target else "a view of a leaf Variable"
-        raise _refused(target, name, _LEAF.format(what))
+    if target._unseen is not None and base._requires:
+        raise _refused(target, name, _made_where(target))
+    if base is target and base._node is None and base._requires:
+        raise _refused(target, name, _LEAF.format("a leaf Variable"))
     step = target
     while step._base is not None:
         how: Any = step._view  # type: ignore[attr-defined]
@@ -202,6 +231,8 @@ def _refuse_view(target: Tensor, name: str) -> None:
         if above._base is not None and above._node is None and above._requires:
             raise _refused(target, name, _LEAF_BETWEEN)
         step = above
+    if base._node is None and base._requires:
+        raise _refused(target, name, _LEAF.format("a view of a leaf Variable"))
 
 
 def _leave_hooks(view: Tensor) -> None:
@@ -218,9 +249,22 @@ _LEAF = (
     "change a clone()"
 )
 _UNSEEN = (
-    "A view was created in no_grad mode and is being modified inplace with grad mode enabled; move "
-    "both inside the no_grad block, or both outside"
+    "A view was created in {} mode and is being modified inplace {}; move both inside the block, "
+    "or both outside"
 )
+_INFERENCE = (
+    "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a "
+    "clone() to get a normal tensor before doing inplace update"
+)
+
+
+def _made_where(view: Tensor) -> str:
+    """Say in which mode an unrecorded view was made, that is to be changed now."""
+    if view._inference is not None:
+        return _UNSEEN.format("inference", "in normal mode")
+    return _UNSEEN.format("no_grad", "with grad mode enabled")
+
+
 _LEAF_BETWEEN = (
     "A view was created in no_grad mode and is being modified inplace with grad mode enabled: a "
     "view of a view that became a leaf is being changed; do all of it inside the no_grad block"
@@ -259,7 +303,7 @@ def adopt(target: Tensor, edge: Any, requires_grad: bool) -> None:
     else:
         node = CopySlices()
         node._edges, node._shape = (edge_of(base), edge), base.array.shape
-        node.clock, node.saved = clock.now, (steps_of(target), _order(base.array))
+        node.clock, node.saved = clock.tick(), (steps_of(target), _order(base.array))
         _move(base, node, True)
     _derive_views(base)
 
@@ -288,8 +332,7 @@ def detach_(self: Tensor) -> Tensor:
             f"detach_({self._brief()}): Can't detach views in-place; use detach() instead"
         )
     if self._node is not None:
-        clock.now += 1
-        self._detached_at = clock.now
+        clock.changed = self._detached_at = clock.tick()
         if self._shared is not None:
             self._shared.node = None
     if hasattr(self.array, "below"):  # forward mode or vmap: a tangent goes too
@@ -323,7 +366,11 @@ def refuse_expanded(array: Any) -> None:
 def _derive_views(base: Tensor) -> None:
     for ref in list(shared_of(base).views or ()):
         view = ref()
-        if view is not None and view._base is base:
+        if view is None or view._base is not base:
+            continue
+        if view._unseen is not None:  # nobody knows what it should be now; ``grad_fn`` says so
+            view._requires = base._requires
+        else:
             again = follow(steps_of(view), base)
             _move(view, again._node, again._requires)
 

@@ -1,4 +1,4 @@
-"""Switches of recording: ``no_grad``, ``enable_grad``, ``set_grad_enabled``, ``inference_mode``.
+"""Switches of recording: ``no_grad``, ``enable_grad``, ``set_grad_enabled``.
 
 Each thread has its own state, as in PyTorch: a new thread records.
 """
@@ -11,8 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
-
-from distgrad.errors import ArgumentTypeError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -147,29 +145,6 @@ class set_grad_enabled(_Switch):
 
     def _again(self) -> _Switch:
         return set_grad_enabled(self._grad)
-
-
-class inference_mode(_Switch):
-    """Turns recording off; tensors made inside can never take part in autograd later.
-
-    Args:
-        mode: False turns recording on again inside an outer inference mode.
-    """
-
-    def __new__(cls, mode: Any = True) -> Any:
-        """Return the switch, or the function decorated when used as ``@inference_mode``."""
-        self = super().__new__(cls)
-        if callable(mode):
-            self._grad, self._inference = False, True
-            return self(mode)
-        if not isinstance(mode, bool):
-            raise ArgumentTypeError(f"inference_mode(mode={mode!r}): takes a bool")
-        self._grad, self._inference = not mode, mode
-        return self
-
-    def _again(self) -> _Switch:
-        switch: _Switch = inference_mode(bool(self._inference))
-        return switch
 
 
 class _Setting:

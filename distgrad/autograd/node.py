@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from distgrad.autograd import node_names
 from distgrad.backend import dtype as _dtype
 from distgrad.errors import GradError
 from distgrad.tensor import Size, Tensor, wrap
@@ -59,6 +60,7 @@ class Node:
     _edges: tuple[Any, ...]  # where the gradients of the differentiable operands go
     _shape: tuple[int, ...]  # of the output
     clock: int  # time of recording; a saved tensor changed later is refused
+    order: int  # the same; of nodes that are ready, the highest runs first in backward
     saved: tuple[Any, ...] | None  # None once freed
 
     likes: tuple[Any, ...] = ()  # shape, namespace and dtype of each output, where several
@@ -99,6 +101,16 @@ class Node:
         """Note the dtype of the output, which the node itself has no use for."""
         if self._dtype is None:
             self._dtype = dtype
+        self._take_name()
+
+    def _take_name(self) -> None:
+        """Become of the class that PyTorch's name says, now that somebody looks."""
+        op: Any = getattr(self, "op", None)
+        if op is not None and "_all_names" not in op.node.__dict__:
+            node_names.name_all(op)
+        if op is not None and op.name in node_names.VARIANTS and self._held is not None:
+            values = dict(zip(op.plan.kept, self._held, strict=True))
+            self.__class__ = node_names.renamed(type(self), values)
 
     @property
     def _input_metadata(self) -> list[Metadata]:
@@ -114,6 +126,17 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.name()} object at {id(self):#x}>"
+
+    def _sequence_nr(self) -> int:
+        """Return the number that orders this node among others in backward."""
+        return self.order
+
+    def _set_sequence_nr(self, number: int) -> None:
+        """Order this node as if it had been recorded with this number."""
+        kind = type(self)
+        if not issubclass(kind, _Renumbered):
+            self.__class__ = type(kind.__name__, (_Renumbered, kind), {"__slots__": ()})
+        self.order = number
 
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
@@ -139,7 +162,23 @@ class Node:
         return Removable(self._prehooks, hook)
 
 
-Node._held = Node.__dict__["saved"]  # the same slot under another name
+Node._held = Node.__dict__["saved"]  # the same slots under other names
+Node.order = Node.__dict__["clock"]
+
+
+class _Renumbered:
+    """Mixed into the class of a node whose place in backward was set by hand."""
+
+    __slots__ = ()
+
+    @property
+    def order(self) -> int:
+        """The number that was set."""
+        return self.__dict__["_order"]  # type: ignore[no-any-return]
+
+    @order.setter
+    def order(self, number: int) -> None:
+        self.__dict__["_order"] = number
 
 
 class _SlotState:
@@ -174,8 +213,14 @@ class Slot:
         """The node behind this output."""
         return self.node
 
+    @property
+    def order(self) -> int:
+        """The order of the node, which comes next when all of its outputs are there."""
+        return self.node.order
+
     def describe(self, dtype: Any) -> None:
-        """Do nothing: the node knows the types of its outputs."""
+        """Let the node take its name; it knows the types of its outputs."""
+        self.node._take_name()
 
     def _state(self) -> _SlotState:
         node = self.node
@@ -225,6 +270,7 @@ class AccumulateGrad(Node):
         """Show ``variable``."""
         self.variable = variable
         self._edges, self._shape = (), variable._shape
+        self.clock = 2**64 - 1  # as in PyTorch: accumulated at once
 
     def name(self) -> str:
         """Return ``AccumulateGrad``, with PyTorch's prefix."""
@@ -272,8 +318,12 @@ def _public_edge(edge: Any) -> tuple[Any, int]:
     if edge is None:
         return None, 0
     if type(edge) is Slot:
+        edge.node._take_name()
         return edge.node, edge.index
-    return (accumulator(edge), 0) if edge._leaf else (edge, 0)
+    if edge._leaf:
+        return accumulator(edge), 0
+    edge._take_name()
+    return edge, 0
 
 
 def edge_of(tensor: Tensor) -> Any:

@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-from distgrad.autograd.inplace import refuse_expanded
+from distgrad.autograd.inplace import refuse_expanded, refuse_inference
 from distgrad.autograd.mode import mode, no_grad
+from distgrad.autograd.numpy_names import ABSENT, OTHER_NAMES, parameters_of, torch_names
 from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import can_cast
 from distgrad.errors import ArgumentTypeError, DtypeError, GradError, ShapeError
@@ -26,11 +27,39 @@ def takes_out(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: Any, out: Any = None, **options: Any) -> Any:
+        if not OTHER_NAMES.keys().isdisjoint(options):
+            options = torch_names(function.__name__, options, parameters_of(function))
         if out is None:
             return function(*args, **options)
         return into(out, function.__name__, function, args, options)
 
     return call
+
+
+def by_name(
+    function: Callable[..., Any],
+    values: dict[str, Any],
+    named: dict[str, Any],
+    defaults: dict[str, Any],
+    takes_out: bool,
+) -> Any:
+    """Call an operation again with what came by names that are none of its parameters.
+
+    Args:
+        function: the operation.
+        values: its arguments by name; ``ABSENT`` for those that did not come.
+        named: the rest.
+        defaults: what stands in ``values`` for options that were not given.
+        takes_out: the operation has ``out=``.
+
+    Raises:
+        ArgumentTypeError: a name is unknown.
+    """
+    out = named.pop("out", None) if takes_out else None
+    free = [n for n, v in values.items() if v is ABSENT or v is defaults.get(n, ABSENT)]
+    values |= torch_names(function.__name__, named, free)
+    values = {n: v for n, v in values.items() if v is not ABSENT}
+    return function(**values) if out is None else into(out, function.__name__, function, (), values)
 
 
 def into(
@@ -74,10 +103,12 @@ def into(
         )
     operands = list(_tensors([*args, *options.values()]))
     for target, result in zip(targets, results, strict=True):
-        _check_dtype(name, target, result)
-        _check_memory(name, target, operands)
+        refuse_inference(target, name)
+        _check_dtype(name, target, result, len(targets) > 1)
+        grows = name in _NO_OVERLAP and target.array.shape != result.array.shape
+        _check_memory(name, target, operands, grows)
     for target, result in zip(targets, results, strict=True):
-        _write(target, result)
+        _write(name, target, result)
     return out if isinstance(out, Tensor) else _like(found, targets)
 
 
@@ -94,35 +125,61 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(value)
 
 
-def _check_dtype(name: str, target: Tensor, result: Tensor) -> None:
-    if name in _ONE_DTYPE and target.array.dtype != result.array.dtype:
+def _check_dtype(name: str, target: Tensor, result: Tensor, several: bool) -> None:
+    if target.array.dtype == result.array.dtype:
+        return
+    if name in _ONE_DTYPE or (several and name not in _SEVERAL_DTYPES):
         raise DtypeError(
             f"{name}(out: {target._brief()}): Expected out tensor to have dtype "
             f"{result.array.dtype}, but got {target.array.dtype} instead"
         )
-    if target.array.dtype != result.array.dtype and not can_cast(result.dtype, target.dtype):
-        raise DtypeError(
+    if not can_cast(result.dtype, target.dtype):
+        kind = ArgumentTypeError if name in _JOINING else DtypeError
+        raise kind(
             f"{name}(out: {target._brief()}): result type {result.array.dtype} can't be cast to "
             f"the desired output type {target.array.dtype}; give an out of the result's dtype"
         )
 
 
-# What moves elements, or is one routine of a library, converts nothing.
+# What moves elements, rounds, or is one routine of a library, converts nothing; nor do operations
+# of several outputs.
 _ONE_DTYPE = frozenset((
-    "addbmm", "argwhere", "baddbmm", "bmm", "diag", "gather", "index_add", "index_copy",
-    "index_reduce",
-    "index_select", "masked_select", "mm", "msort", "narrow_copy", "nonzero", "renorm", "scatter",
-    "scatter_add", "scatter_reduce", "sort", "take", "take_along_dim", "topk", "tril", "triu",
-    "where",
+    "abs", "addbmm", "addmm", "addmv", "alias_copy", "amax", "amin", "argmax", "argmin",
+    "argwhere", "as_strided_copy", "avg_pool2d", "avg_pool3d", "baddbmm", "bitwise_not", "bmm",
+    "bucketize", "ceil", "complex", "conj_physical", "cross", "det", "diag", "diagonal_copy",
+    "dot", "eigvalsh", "expand_copy", "floor", "frac", "gather", "gelu", "hardshrink",
+    "heaviside", "histc", "ifft", "ihfft", "index_add", "index_copy", "index_reduce",
+    "index_select", "inv", "isin", "isneginf", "isposinf", "ldl_solve", "linear", "log_softmax",
+    "logcumsumexp", "logsigmoid", "lu_solve", "masked_select", "matmul", "matrix_norm", "mm",
+    "msort", "multi_dot", "mv", "nan_to_num", "nanquantile", "narrow_copy", "neg", "nonzero",
+    "norm", "ormqr", "permute_copy", "polar", "quantile", "renorm", "round", "scatter",
+    "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "signbit", "slice_scatter",
+    "softmax", "softplus", "softshrink", "solve", "solve_triangular", "sort", "squeeze_copy",
+    "svdvals", "t_copy", "take", "take_along_dim", "tensordot", "topk", "transpose_copy",
+    "tril", "triu", "trunc", "unfold_copy", "unsqueeze_copy", "vdot", "vecdot", "vector_norm",
+    "view_copy", "where",
+))  # fmt: skip
+_SEVERAL_DTYPES = frozenset(("eig", "geqrf", "lstsq", "lu"))
+_JOINING = frozenset((
+    "cat", "column_stack", "concat", "concatenate", "dstack", "hstack", "row_stack", "stack",
+    "vstack",
+))  # fmt: skip
+_CREATING = frozenset((
+    "arange", "bernoulli", "empty", "eye", "full", "linspace", "logspace", "multinomial",
+    "ones", "rand", "randint", "randn", "randperm", "range", "zeros",
 ))  # fmt: skip
 _NO_OVERLAP = frozenset((
     "cat", "column_stack", "concat", "concatenate", "dstack", "gather", "hstack", "index_select",
-    "masked_select", "row_stack", "stack", "take", "take_along_dim", "vstack",
+    "kthvalue", "masked_select", "row_stack", "stack", "take", "take_along_dim", "vstack",
 ))  # fmt: skip
 
 
-def _check_memory(name: str, target: Tensor, operands: list[Tensor]) -> None:
-    """Raise for a target that shares memory with itself or, not being it, with an operand."""
+def _check_memory(name: str, target: Tensor, operands: list[Tensor], grows: bool) -> None:
+    """Raise for a target that shares memory with itself or, not being it, with an operand.
+
+    Args:
+        grows: the target will be resized, into memory that an operand may have.
+    """
     array = target.array
     if hasattr(array, "below"):
         return
@@ -136,7 +193,8 @@ def _check_memory(name: str, target: Tensor, operands: list[Tensor]) -> None:
         if type(other) is not type(array) or not _is_dense(other) or not _is_dense(array):
             continue
         same = operand.data_ptr() == target.data_ptr() and other.shape == array.shape
-        if (not same or name in _NO_OVERLAP) and xp.may_share_memory(array, other):
+        overlaps = (not same or name in _NO_OVERLAP) and xp.may_share_memory(array, other)
+        if overlaps or (grows and shared_of(operand) is shared_of(target)):
             raise ShapeError(
                 f"{name}(out: {target._brief()}): unsupported operation: some elements of the "
                 "input tensor and the written-to tensor refer to a single memory location. Please "
@@ -148,10 +206,10 @@ def _is_dense(array: Any) -> bool:
     return bool(array.flags.c_contiguous or array.flags.f_contiguous)
 
 
-def _write(target: Tensor, result: Tensor) -> None:
+def _write(name: str, target: Tensor, result: Tensor) -> None:
     refuse_expanded(target.array)
     if target.array.shape != result.array.shape:
-        if target.array.size:
+        if target.array.size and name not in _CREATING:
             warnings.warn(
                 "An output with one or more elements was resized since it had shape "
                 f"{list(target.shape)}, which does not match the required output shape "

@@ -16,7 +16,7 @@ from typing import Any
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Slot, attached
 from distgrad.errors import ArgumentTypeError, GradError
-from distgrad.tensor import Tensor, wrap
+from distgrad.tensor import Tensor, clock, wrap
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
@@ -34,35 +34,46 @@ class _Switch:
 
     users = 0
     at_birth: Callable[[Node], None] | None = None  # anomaly mode notes where a node was made
-    before_write: Callable[[Tensor], None] | None = None  # saves values that are about to change
+    writers: tuple[Callable[[Tensor], None], ...] = ()  # called before a change in place
+    inspect: Callable[[Any], None] | None = None  # refuses to save tensors of inference mode
 
 
 local = _Local()
 switch = _Switch()
-_lock = threading.Lock()
-_recorders: list[dict[str, Any]] = []  # the globals of all operations
+lock = threading.RLock()  # the end of a tensor, which comes at any time, may turn a tool off
+_recorders: list[dict[str, Any]] = [wrap.__globals__]  # the globals of all operations, and of wrap
+_current: dict[str, Any] = {"_new_node": object.__new__, "_new": object.__new__}
 
 
 def register(names: dict[str, Any]) -> None:
-    """Give the globals of an operation their ``_new_node``, now and whenever it changes."""
-    with _lock:
+    """Give the globals of an operation ``_new_node`` and ``_new``, now and when they change."""
+    with lock:
         _recorders.append(names)
-        names["_new_node"] = _observed if switch.users else object.__new__
+        names.update(_current)
+
+
+def replace(name: str, make: Callable[..., Any]) -> None:
+    """Let the operations make their nodes (``_new_node``) or tensors (``_new``) with ``make``."""
+    _current[name] = make
+    for names in _recorders:
+        names[name] = make
 
 
 def observe(change: int) -> None:
     """Count a tool that is turned on (1) or off (-1)."""
-    with _lock:
+    with lock:
         before = switch.users
         switch.users += change
         if bool(before) != bool(switch.users):
-            make = _observed if switch.users else object.__new__
-            for names in _recorders:
-                names["_new_node"] = make
+            replace("_new_node", _observed if switch.users else object.__new__)
 
 
 def _observed(kind: type[Node]) -> Node:
-    node = object.__new__(packing(kind) if local.hooks else kind)
+    if local.hooks:
+        kind = packing(kind)
+    if switch.inspect is not None:
+        kind = _derived(_Inspecting, kind)
+    node = object.__new__(kind)
     if switch.at_birth is not None:
         switch.at_birth(node)
     return node
@@ -144,7 +155,7 @@ class AliasBackward0(Node):
 def through(edge: Any) -> Node:
     """Return a node that hands its gradient on to ``edge``."""
     node = AliasBackward0()
-    node._edges, node._shape, node.clock, node.saved = (edge,), edge._shape, 0, ()
+    node._edges, node._shape, node.clock, node.saved = (edge,), edge._shape, clock.tick(), ()
     return node
 
 
@@ -217,16 +228,41 @@ class _Packing:
         pass
 
 
-_classes: dict[type[Node], type[Node]] = {}
+class _Inspecting:
+    """Mixed into the class of a node: what is saved is looked at first."""
+
+    __slots__ = ()
+    _held: Any
+
+    @property
+    def saved(self) -> Any:
+        """The saved values."""
+        return super().saved  # type: ignore[misc]
+
+    @saved.setter
+    def saved(self, values: Any) -> None:
+        if switch.inspect is not None and values is not None:
+            switch.inspect(values)
+        above: Any = super(_Inspecting, type(self)).saved  # type: ignore[misc]
+        above.__set__(self, values)
+
+
+_classes: dict[tuple[type, type[Node]], type[Node]] = {}
 
 
 def packing(kind: type[Node]) -> type[Node]:
     """Return the subclass of ``kind`` whose saved values go through hooks."""
-    found = _classes.get(kind)
+    return _derived(_Packing, kind)
+
+
+def _derived(mixin: type, kind: type[Node]) -> type[Node]:
+    """Return the subclass of ``kind`` with ``mixin``: ``kind`` itself where it has it already."""
+    if issubclass(kind, mixin):
+        return kind
+    found = _classes.get((mixin, kind))
     if found is None:
         body = {"__slots__": (), "__module__": kind.__module__}
-        found = _classes[kind] = type(kind.__name__, (_Packing, kind), body)
-        _classes[found] = found
+        found = _classes[mixin, kind] = type(kind.__name__, (mixin, kind), body)
     return found
 
 

@@ -10,6 +10,8 @@ import inspect
 from itertools import pairwise
 from typing import NamedTuple
 
+from distgrad.autograd.numpy_names import OTHER_NAMES
+
 
 class Operand(NamedTuple):
     """A tensor parameter.  kind: tensor | like (numbers allowed) | optional | list."""
@@ -35,12 +37,13 @@ class Plan(NamedTuple):
     view: bool
     checks: bool  # its function ``check`` sees the operands before they are promoted
     widens: bool  # 16-bit floats are computed in float32
+    direct: str  # the function of the namespace that is all of the forward, or ""
     everything: bool  # a formula answers for higher derivatives: all operands are kept
 
 
 def call_source(p: Plan, traced: bool = False) -> str:
     """Return the source of the public function, or of what answers for traced operands."""
-    lines = [f"def {p.name}({_signature(p)}):", *_into(p)]
+    lines = [f"def {p.name}({_signature(p)}):", *_by_name(p)]
     forward = _traced_forward(p) if traced else _forward(p)
     lines += ["    " + line for line in _conversion(p) + forward]
     tail = _outputs(p) if p.variadic or p.outputs else _output(p)
@@ -57,30 +60,35 @@ def bare_source(p: Plan) -> str:
     for q in p.parameters:
         if q.name not in names:
             lines.append(f"    {q.name} = _default_{q.name}")
-    lines += ["    " + line for line in _conversion(p) + _forward(p) + _output(p)]
+    given = [q for q in p.parameters if q.name in names]
+    lines += ["    " + line for line in _conversion(p) + _forward(p, given) + _output(p)]
     return "\n".join(lines) + "\n"
 
 
 def _signature(p: Plan) -> str:
-    parts, starred = [], False
+    parts, starred, absent = [], False, False
     for q in p.parameters:
         if q.kind is q.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True
-        parts.append(q.name if q.default is q.empty else f"{q.name}=_default_{q.name}")
-    if not p.view:
-        parts += ["out=None"] if starred else ["*", "out=None"]
-    return ", ".join(parts)
+        optional = absent = absent or (_gathers(p) and q.name in OTHER_NAMES.values())
+        given = q.default is q.empty and not (optional and q.kind is not q.KEYWORD_ONLY)
+        value = "_absent" if q.default is q.empty else f"_default_{q.name}"
+        parts.append(q.name if given else f"{q.name}={value}")
+    return ", ".join([*parts, "**_named"] if _gathers(p) else parts)
 
 
-def _into(p: Plan) -> list[str]:
-    """Leave the fast path where the caller brings tensors for the outputs."""
-    if p.view:
+def _gathers(p: Plan) -> bool:
+    """Return whether the operation takes ``out=`` or NumPy's names: see autograd/numpy_names.py."""
+    return not p.view or any(q.name == "dim" for q in p.parameters)
+
+
+def _by_name(p: Plan) -> list[str]:
+    """Leave the fast path where the caller brings tensors for the outputs, or uses other names."""
+    if not _gathers(p):
         return []
-    positional = "".join(f"{q.name}, " for q in p.parameters if q.kind is not q.KEYWORD_ONLY)
-    named = _dict([q.name for q in p.parameters if q.kind is q.KEYWORD_ONLY])
-    call = f"_into(out, {p.name!r}, {p.name}, ({positional}), {named})"
-    return [f"    if out is not None: return {call}"]
+    values = _dict([q.name for q in p.parameters])
+    return [f"    if _named: return _by_name({p.name}, {values}, _named, _defaults, {not p.view})"]
 
 
 def _conversion(p: Plan) -> list[str]:
@@ -97,7 +105,8 @@ def _conversion(p: Plan) -> list[str]:
     return lines
 
 
-def _forward(p: Plan) -> list[str]:
+def _forward(p: Plan, given: list[inspect.Parameter] | None = None) -> list[str]:
+    """Run the forward on arrays, with the parameters ``given``: all, or those it is called with."""
     names = [o.name for o in p.operands]
     first = p.operands[0]
     probe = f"_a_{first.name}[0]" if first.kind == "list" else f"_a_{first.name}"
@@ -109,13 +118,14 @@ def _forward(p: Plan) -> list[str]:
         f"{q.name}={arrays.get(q.name, q.name)}"
         if q.kind is q.KEYWORD_ONLY
         else arrays.get(q.name, q.name)
-        for q in p.parameters
+        for q in (given or p.parameters)
     )
     options = [q.name for q in p.parameters if q.name not in names]
+    host = f"_direct({args})" if p.direct else f"_forward(_np, {args})"
     return [
         "try:",
         *("    " + line for line in _arrays(p.operands) + _promotion(p)),
-        f"    _d = _forward(_np if type({probe}) is _ndarray else {elsewhere}, {args})",
+        f"    _d = {host} if type({probe}) is _ndarray else _forward({elsewhere}, {args})",
         "except Exception as _e:",
         f"    return _recover({p.name!r}, _e, {_dict(names)}, {_dict(options)})",
     ]
@@ -249,7 +259,7 @@ def _node(p: Plan) -> list[str]:
             edges.append(edge.format(name))
     saved = "".join(f"{_saving(p, name)}, " for name in p.kept)
     return [
-        f"_n = _new_node(_Node); _n._edges = ({', '.join(edges)},); _n.clock = _clock.now",
+        f"_n = _new_node(_Node); _n._edges = ({', '.join(edges)},); _n.clock = _tick()",
         f"_n.saved = ({saved})",
     ]
 
@@ -292,7 +302,7 @@ def pull_source(p: Plan, graph: bool) -> str:
     out = f"{_index(p, 'out')} is not None" if "out" in p.kept else p.outputs is not None
     if tensors or out:
         flat = "".join(f"{'*' * (kinds[n] == 'list')}{_index(p, n)}, " for n in tensors)
-        lines.append(f"if self.clock != _clock.now: _check(self, ({flat}), {out})")
+        lines.append(f"if self.clock < _clock.changed: _check(self, ({flat}), {out})")
     if _slotted(p):
         lines.append(f"g = _zeros_for(self.likes, g, {graph})")
     lines += _joint(p, graph) if p.joint is not None else _separate(p, graph)

@@ -172,6 +172,11 @@ def row_dots(a: Array, b: Array) -> Array:
     return (a * b).sum(-1)
 
 
+def restrided(x: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+    """A view of ``x`` in another shape with other strides, in bytes, from its first element on."""
+    return cupy.lib.stride_tricks.as_strided(x, shape, strides).view()
+
+
 def where(condition: Array, x: Any, y: Any) -> Array:
     """``x`` where ``condition`` (a bool array) is true, else ``y``."""
     return cupy.where(condition, _operand(x), _operand(y))

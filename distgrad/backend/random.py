@@ -19,6 +19,7 @@ import numpy as np
 from distgrad.backend.device import CPU
 from distgrad.backend.device import device as Device
 from distgrad.backend.dtype import from_numpy
+from distgrad.backend.rejection import Source
 from distgrad.errors import ArgumentError, ArgumentTypeError, DtypeError
 from distgrad.typing import Shape
 
@@ -281,20 +282,21 @@ class Generator:
             u = self._uniform(math.prod(shape), np.dtype(np.float64))
         return _narrowed(-1.0 / rate * _by_libm(math.log1p, -u), dtype).reshape(shape)
 
-    def poisson(self, rates: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Samples of the Poisson distributions with these rates.
+    def one_by_one(
+        self, sampler: Callable[..., float], *parameters: np.ndarray[Any, Any]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """``sampler(source, *values)`` for the values at each place of the parameters.
 
-        Each draws as many uniforms as it needs, so they are made one after the other.
+        Args:
+            sampler: draws as many numbers from the `Source` as it needs, so samples are made one
+                after the other.
         """
-
-        def draw() -> float:
-            high, low = self._bits.random_raw(2).tolist()
-            number: float = ((high << 32 | low) & 0x1FFFFFFFFFFFFF) * 2.0**-53
-            return number
-
+        arrays = np.broadcast_arrays(*parameters)
+        rows = zip(*(a.ravel().astype(np.float64).tolist() for a in arrays), strict=True)
         with self._lock:
-            drawn = [_poisson(rate, draw) for rate in rates.ravel().astype(np.float64).tolist()]
-        return np.array(drawn, np.float64).reshape(rates.shape)
+            source = Source(self._one_uniform, self._one_normal)
+            drawn = [sampler(source, *row) for row in rows]
+        return np.array(drawn, np.float64).reshape(arrays[0].shape)
 
     def permutation(self, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The numbers 0 to ``n - 1`` in random order.
@@ -315,6 +317,20 @@ class Generator:
         words = raw[:, 0] << np.uint64(32)
         words |= raw[:, 1]
         return words
+
+    def _one_uniform(self) -> float:
+        high, low = self._bits.random_raw(2).tolist()
+        number: float = ((high << 32 | low) & 0x1FFFFFFFFFFFFF) * 2.0**-53
+        return number
+
+    def _one_normal(self) -> float:
+        if self._spare is not None:
+            kept, self._spare = self._spare, None
+            return kept
+        theta = 2.0 * math.pi * self._one_uniform()
+        radius = math.sqrt(-2.0 * math.log1p(-self._one_uniform()))
+        self._spare = radius * math.sin(theta)
+        return radius * math.cos(theta)
 
     def _uniform(self, n: int, work: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """``n`` uniforms on [0, 1) in float32 or float64."""
@@ -344,29 +360,6 @@ def _to_bytes(state: Any) -> bytes:
 def _part(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type of the real part of complex numbers."""
     return np.dtype(np.float64 if dtype == np.complex128 else np.float32)
-
-
-def _poisson(rate: float, draw: Callable[[], float]) -> float:
-    """One sample: by products of uniforms (Knuth) or transformed rejection (Hörmann 1993, PTRS)."""
-    if rate < 10:
-        count, product, limit = 0, draw() if rate else 0.0, math.exp(-rate)
-        while product > limit:
-            count, product = count + 1, product * draw()
-        return count
-    log_rate, b = math.log(rate), 0.931 + 2.53 * math.sqrt(rate)
-    a = -0.059 + 0.02483 * b
-    inverse_alpha, squeeze = 1.1239 + 1.1328 / (b - 3.4), 0.9277 - 3.6224 / (b - 2)
-    while True:
-        u, v = draw() - 0.5, draw()
-        us = 0.5 - abs(u)
-        k = math.floor((2 * a / us + b) * u + rate + 0.43)
-        if us >= 0.07 and v <= squeeze:
-            return k
-        if k < 0 or (us < 0.013 and v > us):
-            continue
-        bound = k * log_rate - rate - math.lgamma(k + 1)
-        if math.log(v) + math.log(inverse_alpha) - math.log(a / (us * us) + b) <= bound:
-            return k
 
 
 def _working_type(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -5,24 +5,67 @@
 
 from __future__ import annotations
 
-from distgrad.config import nearest
-from distgrad.distributed.default import (
-    default_group,
-    get_group,
-    set_process_group,
-    set_thread_group,
+from distgrad.distributed import algorithms, nn
+from distgrad.distributed import scatter as _module  # noqa: F401  before it gets a function's name
+from distgrad.distributed.collectives import (
+    all_gather,
+    all_gather_into_tensor,
+    all_reduce,
+    all_reduce_coalesced,
+    all_to_all,
+    all_to_all_single,
+    barrier,
+    broadcast,
+    gather,
+    reduce,
+    reduce_scatter,
+    reduce_scatter_tensor,
+    scatter,
 )
+from distgrad.distributed.comm_hooks import GradBucket
+from distgrad.distributed.default import DefaultGroupError, get_group
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
-from distgrad.distributed.failure import abort_on_failure, install_failure_hooks
+from distgrad.distributed.failure import abort_on_failure
 from distgrad.distributed.group import (
     CHANNELS,
-    DEFAULT_TIMEOUT_S,
     OPS,
     ProcessGroup,
     check_same,
 )
+from distgrad.distributed.handle import Work
+from distgrad.distributed.lifecycle import (
+    BACKENDS,
+    destroy_process_group,
+    get_node_local_rank,
+    init_process_group,
+    is_available,
+    is_backend_available,
+    is_gloo_available,
+    is_initialized,
+    is_mpi_available,
+    is_nccl_available,
+    is_torchelastic_launched,
+)
 from distgrad.distributed.local import local_group
+from distgrad.distributed.messages import (
+    P2POp,
+    batch_isend_irecv,
+    irecv,
+    isend,
+    monitored_barrier,
+    recv,
+    send,
+)
 from distgrad.distributed.mpi import mpi_group
+from distgrad.distributed.nn.functional import average_gradients
+from distgrad.distributed.objects import (
+    all_gather_object,
+    broadcast_object_list,
+    gather_object,
+    recv_object_list,
+    scatter_object_list,
+    send_object_list,
+)
 from distgrad.distributed.progress import (
     CommunicationThread,
     InlineProgress,
@@ -30,139 +73,99 @@ from distgrad.distributed.progress import (
     Progress,
     start_progress,
 )
+from distgrad.distributed.reduce_op import ReduceOp, supports_complex
+from distgrad.distributed.subgroups import (
+    GroupMember,
+    get_backend,
+    get_global_rank,
+    get_group_rank,
+    get_pg_count,
+    get_process_group_ranks,
+    get_rank,
+    get_world_size,
+    new_group,
+    new_subgroups,
+    new_subgroups_by_enumeration,
+    split_group,
+)
 from distgrad.distributed.threads import run_ranks
-from distgrad.distributed.work import Work
-from distgrad.errors import ArgumentError, DistributedError
 
-BACKENDS = ("mpi", "local", "threads")
-
-
-def init_process_group(
-    backend: str | None = None,
-    *,
-    world_size: int | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-) -> ProcessGroup:
-    """Make the default group and return it.
-
-    Args:
-        backend: "mpi"; "local", one process without MPI; "threads", the group of the calling rank
-            of `run_ranks`; None takes "threads" inside run_ranks, else "mpi" where the environment
-            announces more than one rank, else "local".
-        world_size: the number of ranks there must be; None accepts any.
-        timeout_s: seconds that any one wait may take.
-
-    Raises:
-        DistributedError: there is a default group already, the number of ranks is another, or the
-            launcher belongs to another MPI than mpi4py.
-
-    Over MPI, an uncaught exception or ``sys.exit`` with a status other than 0 on any rank ends the
-    whole job from here on.
-
-    Ranks: all ranks of the job.
-
-    Example:
-        >>> group = init_process_group("local")
-        >>> get_rank(), get_world_size()
-        (0, 1)
-        >>> destroy_process_group()
-    """
-    head = f"init_process_group({backend!r})"
-    if backend is not None and backend not in BACKENDS:
-        raise ArgumentError(
-            f"{head}: is none of {', '.join(BACKENDS)}{nearest(str(backend), BACKENDS)}"
-        )
-    group = default_group()
-    if group is not None and group.backend != "threads":
-        raise DistributedError(
-            f"{head}: the default group is {group!r} already; call destroy_process_group() first"
-        )
-    if group is not None and backend not in (None, "threads"):
-        raise DistributedError(
-            f"{head}: this thread is rank {group.rank} of run_ranks, whose backend is threads; "
-            'leave the backend out, or say "threads"'
-        )
-    made = group or _new_group(backend, timeout_s)
-    if world_size not in (None, made.size):
-        made.close()
-        raise DistributedError(
-            f"{head}: there are {made.size} ranks and not world_size={world_size}; start that "
-            "many, such as with mpirun -n"
-        )
-    if group is None:
-        set_process_group(made)
-    return made
-
-
-def _new_group(backend: str | None, timeout_s: float) -> ProcessGroup:
-    if backend == "threads":
-        raise DistributedError(
-            'init_process_group("threads"): this thread is no rank; call it inside the function '
-            "that run_ranks(n, function) runs"
-        )
-    if backend == "local" or (backend is None and (world_from_env().size or 1) == 1):
-        return local_group(timeout_s)
-    group = mpi_group(timeout_s=timeout_s)
-    install_failure_hooks(group)
-    return group
-
-
-def destroy_process_group() -> None:
-    """Close the default group, if there is one."""
-    group = default_group()
-    if group is None:
-        return
-    group.close()
-    if group.backend == "threads":
-        set_thread_group(None)
-    else:
-        set_process_group(None)
-
-
-def is_initialized() -> bool:
-    """Return whether there is a default group."""
-    return default_group() is not None
-
-
-def get_rank() -> int:
-    """Return this rank's number in the default group."""
-    return get_group().rank
-
-
-def get_world_size() -> int:
-    """Return the number of ranks of the default group."""
-    return get_group().size
-
-
-def barrier() -> None:
-    """Return when every rank of the default group has called it."""
-    get_group().barrier()
-
+group = GroupMember  # PyTorch's other name for it; the module of that name keeps its path
 
 __all__ = [
     "BACKENDS",
     "CHANNELS",
     "OPS",
     "CommunicationThread",
+    "DefaultGroupError",
+    "GradBucket",
+    "GroupMember",
     "InlineProgress",
     "Job",
+    "P2POp",
     "ProcessGroup",
     "Progress",
+    "ReduceOp",
     "Work",
     "WorldHint",
     "abort_on_failure",
+    "algorithms",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_reduce_coalesced",
+    "all_to_all",
+    "all_to_all_single",
+    "average_gradients",
     "barrier",
+    "batch_isend_irecv",
+    "broadcast",
+    "broadcast_object_list",
     "check_same",
     "destroy_process_group",
     "find_mpirun",
+    "gather",
+    "gather_object",
+    "get_backend",
+    "get_global_rank",
     "get_group",
+    "get_group_rank",
+    "get_node_local_rank",
+    "get_pg_count",
+    "get_process_group_ranks",
     "get_rank",
     "get_world_size",
+    "group",
     "init_process_group",
+    "irecv",
+    "is_available",
+    "is_backend_available",
+    "is_gloo_available",
     "is_initialized",
+    "is_mpi_available",
+    "is_nccl_available",
+    "is_torchelastic_launched",
+    "isend",
     "local_group",
+    "monitored_barrier",
     "mpi_group",
+    "new_group",
+    "new_subgroups",
+    "new_subgroups_by_enumeration",
+    "nn",
+    "recv",
+    "recv_object_list",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
     "run_ranks",
+    "scatter",
+    "scatter_object_list",
+    "send",
+    "send_object_list",
+    "split_group",
     "start_progress",
+    "supports_complex",
     "world_from_env",
 ]

@@ -9,6 +9,12 @@ Note [The tail]
     The last bucket ends in a few more elements: one flag per parameter that has a gradient, and
     the digits of the sample count and of the number of the reduction, in a base so small that sums
     over all ranks are exact in the bucket's dtype.  Agreement on them costs no collective.
+
+Note [Owners]
+    Where each rank updates a part of the parameters, rank r has the r-th of P about equal slices of
+    each flat array. A slice begins at a multiple of 64 elements of a parameter, or at its end, so
+    that sums over such blocks, as of a gradient's norm, are of one rank each, and have the same
+    bits for every number of ranks.
 """
 
 from __future__ import annotations
@@ -29,21 +35,137 @@ from distgrad.tensor import Tensor, wrap
 
 FIRST_CAP_MB = 1.0  # the first bucket is ready early, so it should be small
 CAP_MB = 25.0
+OWNED_BLOCK = 64  # elements
 _COUNT_BITS = 53
 
 
-class Bucket:
-    """Parameters of one dtype and device, and their gradients in one array.
+class Flat:
+    """Parameters of one dtype and device, whose values lie in one array.
 
-    ``flat`` holds the gradients where the parameters are; ``wire`` is what goes to the other ranks:
-    the same array, or on a GPU a copy of it on the host. ``sums`` are as long as ``wire`` and hold
-    the sums of shards that wait for their neighbours.
+    ``owned`` says for each rank which elements of it that rank updates where ranks share the work
+    of the optimizer; see Note [Owners].
+    """
+
+    __slots__ = ("index", "names", "owned", "params", "spans", "values")
+
+    def __init__(
+        self, index: int, params: Sequence[Tensor], names: Sequence[str], ranks: int
+    ) -> None:
+        """Move the values of ``params`` into one array.
+
+        Args:
+            index: number among the flat arrays, alike on all ranks.
+            params: leaves of one dtype on one device.
+            names: their names, for messages.
+            ranks: how many own a part.
+        """
+        self.index, self.params, self.names = index, list(params), list(names)
+        starts = np.cumsum([0, *(p.array.size for p in params)]).tolist()
+        self.spans = [slice(a, b) for a, b in pairwise(starts)]
+        self.owned = owned_slices(self.spans, ranks)
+        array = params[0].array
+        self.values = array_namespace(array).empty(starts[-1], array.dtype)
+        for param, span in zip(params, self.spans, strict=True):
+            value = self.values[span].reshape(param.array.shape)
+            value[...] = param.array
+            param.array = value
+
+    def overlap(self, place: int, owned: slice) -> slice | None:
+        """Return which elements of parameter ``place`` lie in ``owned``, None for none.
+
+        An empty parameter is its first owner's.
+        """
+        span = self.spans[place]
+        start, stop = max(span.start, owned.start), min(span.stop, owned.stop)
+        if start < stop:
+            return slice(start, stop)
+        empty = span.start == span.stop and owned is self.owned[0]
+        return span if empty else None
+
+    def describe(self) -> str:
+        """Return the array for messages: number, size, first and last parameter."""
+        return (
+            f"bucket {self.index} ({self.values.nbytes / 2**20:.2f} MiB {self.values.dtype}, "
+            f"{self.names[0]} … {self.names[-1]})"
+        )
+
+
+class Summed(Flat):
+    """A flat array whose gradients are summed in ``wire``, over shards of the batch and over ranks.
+
+    ``sums`` are as long as ``wire`` and hold the sums of shards that wait for their neighbours.
     """
 
     __slots__ = (
-        "common", "filled_at", "flat", "index", "job", "launched", "names", "params", "ready",
-        "spans", "sums", "tail", "total", "values", "wire", "work",
+        "common", "filled_at", "job", "launched", "ready", "sums", "tail", "total", "wire", "work",
     )  # fmt: skip
+    wire: HostArray
+    sums: list[HostArray]
+    common: Common | None
+
+    def __init__(
+        self, index: int, params: Sequence[Tensor], names: Sequence[str], ranks: int
+    ) -> None:
+        """Move the values of ``params`` into one array; see `Flat`."""
+        super().__init__(index, params, names, ranks)
+        self.tail = 0  # elements of ``wire`` beyond the gradients
+        self.total = Sum(np.add)  # of the shards before this one
+        self.job: Any = None  # at the communication thread
+        self.work: Any = None  # the transfer itself, once started
+        self.filled_at = 0.0
+        self.launched = False  # in this backward
+        self.ready: set[int] = set()
+
+    @property
+    def full(self) -> bool:
+        """True when every parameter has reported its gradient."""
+        return len(self.ready) == len(self.params)
+
+    @property
+    def gradients(self) -> Any:
+        """The flat gradients of this rank, without the tail."""
+        return self.wire[: self.values.size]
+
+    def keep(self, part: Subtree) -> None:
+        """Add the gradients of a shard to those before it; there is room for the next one's."""
+        self.stage_out()
+        self.total.push(part, self.wire)
+        stack = self.total.stack
+        if stack[-1][1] is self.wire:
+            place = self.sums[len(stack) - 1]
+            np.copyto(place, self.wire)
+            stack[-1] = (stack[-1][0], place)
+
+    def settle(self, part: Subtree) -> list[HostArray]:
+        """Add the gradients of the last shard and return what this rank brings, ``wire`` last."""
+        self.stage_out()
+        self.total.push_into(part, self.wire)
+        arrays = [array for _, array in self.total.stack]
+        self.total.stack.clear()
+        return arrays
+
+    def reduce_alone(self, part: Subtree) -> None:
+        """Add all shards, where one rank has them all."""
+        *others, wire = self.settle(part)
+        for array in reversed(others):
+            np.add(array, wire, out=wire)
+        self.stage_in()
+
+    def stage_out(self) -> None:
+        """Bring the gradients of this rank to ``wire``."""
+
+    def stage_in(self) -> None:
+        """Bring what came over the wire to where the gradients live."""
+
+
+class Bucket(Summed):
+    """Parameters of one dtype and device, and their gradients in one array.
+
+    ``flat`` holds the gradients where the parameters are; ``wire`` is what goes to the other ranks:
+    the same array, or on a GPU a copy of it on the host.
+    """
+
+    __slots__ = ("flat",)
 
     def __init__(
         self,
@@ -62,26 +184,13 @@ class Bucket:
             memory: where ``wire`` and ``sums`` come from.
             tail: elements beyond the gradients.
         """
-        self.index, self.params, self.names, self.tail = index, list(params), list(names), tail
-        sizes = [p.array.size for p in params]
-        starts = np.cumsum([0, *sizes]).tolist()
-        self.spans = [slice(a, b) for a, b in pairwise(starts)]
-        array = params[0].array
-        xp, dtype = array_namespace(array), array.dtype
-        self.wire, self.sums, self.common = memory.take(starts[-1] + tail, dtype)
-        on_host = isinstance(array, np.ndarray)
+        super().__init__(index, params, names, memory.tree.ranks)
+        self.tail = tail
+        xp, dtype = array_namespace(self.values), self.values.dtype
+        self.wire, self.sums, self.common = memory.take(self.values.size + tail, dtype)
+        on_host = isinstance(self.values, np.ndarray)
         self.flat = self.wire if on_host else xp.zeros(self.wire.shape, dtype)
-        self.values = xp.empty(starts[-1], dtype)
-        self.total = Sum(np.add)  # of the shards before this one
-        self.job: Any = None  # at the communication thread
-        self.work: Any = None  # the transfer itself, once started
-        self.filled_at = 0.0
-        self.launched = False  # in this backward
-        self.ready: set[int] = set()
         for param, span in zip(params, self.spans, strict=True):
-            value = self.values[span].reshape(param.array.shape)
-            value[...] = param.array
-            param.array = value
             view = wrap(self.flat[span].reshape(param.array.shape))
             if param.grad is not None:
                 view.array[...] = param.grad.array
@@ -89,44 +198,14 @@ class Bucket:
             param._grad_buffer = view
 
     @property
-    def full(self) -> bool:
-        """True when every parameter has reported its gradient."""
-        return len(self.ready) == len(self.params)
-
-    @property
     def gradients(self) -> Any:
         """The flat gradients without the tail."""
-        return self.flat[: self.spans[-1].stop]
+        return self.flat[: self.values.size]
 
     @property
     def end(self) -> Any:
         """The tail."""
-        return self.flat[self.spans[-1].stop :]
-
-    def keep(self, part: Subtree) -> None:
-        """Add the gradients of a shard to those before it; ``flat`` is free for the next one."""
-        self.stage_out()
-        self.total.push(part, self.wire)
-        stack = self.total.stack
-        if stack[-1][1] is self.wire:
-            place = self.sums[len(stack) - 1]
-            np.copyto(place, self.wire)
-            stack[-1] = (stack[-1][0], place)
-
-    def settle(self, part: Subtree) -> list[HostArray]:
-        """Add the gradients of the last shard and return what this rank brings, ``wire`` last."""
-        self.stage_out()
-        self.total.push_into(part, self.wire)
-        arrays = [array for _, array in self.total.stack]
-        self.total.stack.clear()
-        return arrays
-
-    def reduce_alone(self, part: Subtree) -> None:
-        """Leave the sum of all shards in ``flat``, where one rank has them all."""
-        *others, wire = self.settle(part)
-        for array in reversed(others):
-            np.add(array, wire, out=wire)
-        self.stage_in()
+        return self.flat[self.values.size :]
 
     def stage_out(self) -> None:
         """Copy the gradients of a GPU to the host."""
@@ -137,13 +216,6 @@ class Bucket:
         """Bring what came over the wire back to where the gradients live."""
         if self.wire is not self.flat:
             self.flat[...] = to_device(self.wire, device_of(self.flat))
-
-    def describe(self) -> str:
-        """Return the bucket for messages: number, size, first and last parameter."""
-        return (
-            f"bucket {self.index} ({self.flat.nbytes / 2**20:.2f} MiB {self.flat.dtype}, "
-            f"{self.names[0]} … {self.names[-1]})"
-        )
 
 
 class Memory:
@@ -205,6 +277,24 @@ def plan_buckets(
             buckets.append(open_.pop(key))
             del filled[key]
     return buckets + list(open_.values())
+
+
+def owned_slices(spans: Sequence[slice], ranks: int) -> list[slice]:
+    """Return for each rank the slice that it owns of an array cut into ``spans``.
+
+    Example:
+        >>> owned_slices([slice(0, 300), slice(300, 310)], 2)
+        [slice(0, 128, None), slice(128, 310, None)]
+    """
+    size, cuts, place = spans[-1].stop, [0], 0
+    for rank in range(1, ranks):
+        ideal = rank * size // ranks
+        while spans[place].stop <= ideal and place < len(spans) - 1:
+            place += 1
+        span = spans[place]
+        blocks = (ideal - span.start + OWNED_BLOCK // 2) // OWNED_BLOCK
+        cuts.append(min(span.start + blocks * OWNED_BLOCK, span.stop))
+    return [slice(a, b) for a, b in pairwise([*cuts, size])]
 
 
 class Tail:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 
 from distgrad.distributed.group import ProcessGroup
-from distgrad.errors import DistributedError
+from distgrad.errors import ArgumentError, DistributedError
+
+
+class DefaultGroupError(DistributedError, ArgumentError):
+    """There is no default group, or one already; PyTorch raises ValueError."""
 
 
 class _OfThread(threading.local):
@@ -37,11 +41,11 @@ def get_group() -> ProcessGroup:
     """Return the default group.
 
     Raises:
-        DistributedError: there is none.
+        DefaultGroupError: there is none.
     """
     group = default_group()
     if group is None:
-        raise DistributedError(
+        raise DefaultGroupError(
             "get_group(): there is no default process group; call init_process_group() first"
         )
     return group

@@ -21,6 +21,8 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 
 from distgrad.config import nearest
+from distgrad.distributed.board import Board, digest_of
+from distgrad.distributed.collective import Agenda, Collective, Steps
 from distgrad.distributed.shared import Slab
 from distgrad.distributed.watch import Watch
 from distgrad.distributed.work import HostArray, Work
@@ -48,7 +50,10 @@ OPS = {
     "avg": "fc",
     "band": "biu",
     "bor": "biu",
+    "bxor": "biu",
 }
+ANY_RANK = -1  # as the source of a message: whoever sends first
+MESSAGES = ("send", "recv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Transfer:
 
     ``call`` is the call in words, without anything that may differ between ranks; ranks whose words
     differ have lost step. ``source`` and ``target`` are C-contiguous; in-place collectives have the
-    same array in both.
+    same array in both, and so has the receiving rank of a reduce.
     """
 
     collective: str
@@ -67,6 +72,9 @@ class Transfer:
     op: str = ""
     peer: int = -1
     tag: int = 0
+    sends: Sequence[int] = ()  # all_to_all: elements of the flat source for each rank
+    receives: Sequence[int] = ()  # and elements of the flat target from each
+    senders: list[int] | None = None  # gets the rank whose message was received
 
 
 class ProcessGroup(ABC):
@@ -77,6 +85,7 @@ class ProcessGroup(ABC):
     """
 
     backend: ClassVar[str]
+    compares_calls: ClassVar[bool] = False  # transfers of different calls raise on every rank
 
     def __init__(
         self,
@@ -94,14 +103,23 @@ class ProcessGroup(ABC):
         self.name = name
         self.timeout_s = timeout_s
         self.thread_safe = True  # another thread may drive this group beside its siblings
-        self.sequence = 0  # transfers started on this channel
+        self.sequence = 0  # transfers started on this channel, without messages
+        self.collectives = 0  # collectives of several steps begun on it
+        self.barriers = 0  # monitored ones
+        self.agenda = Agenda()  # one for all groups of this rank that stem from another
+        self.ranks = tuple(range(size))  # the members' numbers in the default group
+        self.description = ""
+        self.children: list[ProcessGroup] = []  # sub-groups, which end with this group
         self.closed = False
         self.siblings: dict[str, ProcessGroup] = {name: self}
         self.hosts: list[list[int]] = [[r] for r in range(size)]  # which ranks share memory
         self.watch: Watch | None = None
+        self.board: Board | None = None  # where the ranks meet if all are on one host
 
     def __repr__(self) -> str:
-        return f"ProcessGroup({self.backend}, rank {self.rank} of {self.size}, {self.name!r})"
+        label = f", {self.description}" if self.description else ""
+        place = f"rank {self.rank} of {self.size}"
+        return f"ProcessGroup({self.backend}, {place}, {self.name!r}{label})"
 
     # What a backend provides
 
@@ -123,6 +141,30 @@ class ProcessGroup(ABC):
         """Return common memory of the ranks of this host, or None where there is none."""
         return None
 
+    @abstractmethod
+    def _part(self, places: Sequence[int], timeout_s: float) -> ProcessGroup:
+        """Return a new group of the ranks ``places`` of this one; called by these alone."""
+
+    def subgroup(
+        self, places: Sequence[int], timeout_s: float | None = None, description: str = ""
+    ) -> ProcessGroup:
+        """Return a new group of some ranks of this one, in the order given.
+
+        Args:
+            places: their numbers in this group; the calling rank's is among them.
+            timeout_s: seconds that any one wait may take; None takes this group's.
+            description: for messages.
+
+        Ranks: those of ``places``.
+        """
+        made = self._part(places, self.timeout_s if timeout_s is None else timeout_s)
+        for sibling in made.siblings.values():
+            sibling.agenda = self.agenda
+            sibling.ranks = tuple(self.ranks[place] for place in places)
+            sibling.description = description
+        self.children.append(made)
+        return made
+
     def shared_memory(self, nbytes: int, signals: int) -> Slab | None:
         """Return memory that all ranks of this host see, or None.
 
@@ -142,9 +184,11 @@ class ProcessGroup(ABC):
         return self._share(nbytes, signals)
 
     def close(self) -> None:
-        """Release the group on all its channels; later calls raise."""
+        """Release the group on all its channels, and its sub-groups; later calls raise."""
         for sibling in self.siblings.values():
-            sibling.closed = True
+            sibling.closed, sibling.board = True, None
+            for child in sibling.children:
+                child.close()
 
     # Channels and the non-blocking primitive
 
@@ -188,10 +232,21 @@ class ProcessGroup(ABC):
 
         Args, Cost: as for `start_all_reduce`.
         """
-        call = _call("all_reduce", array, {"op": op})
-        self._check_op(call, array, op)
-        _check_in_place(call, array)
-        self._run(Transfer("all_reduce", call, array, array, op))
+        self.agenda.settle(self)
+        board, plan = self.board, None
+        if board is not None and isinstance(array, np.ndarray) and array.flags.carray:
+            plan = board.plans.get((op, array.dtype, array.shape))  # all was checked before
+        if board is None or plan is None:
+            call = _call("all_reduce", array, {"op": op})
+            self._check_op(call, array, op)
+            _check_in_place(call, array)
+            if board is None or not board.takes(array.dtype):
+                self._run(Transfer("all_reduce", call, array, array, op))
+                return
+            plan = board.plan((op, array.dtype, array.shape), call, _UFUNCS[op], array)
+        self.sequence += 1
+        if not board.all_reduce(plan, array):
+            _raise_disagreement(self, plan.call, plan.call, b"")
 
     def broadcast(self, array: HostArray, src: int = 0) -> None:
         """Replace ``array`` by that of rank ``src``."""
@@ -293,19 +348,59 @@ class ProcessGroup(ABC):
         """
         return self._begin(Transfer("send", call, array, array, peer=dst, tag=tag))
 
-    def start_recv(self, array: HostArray, src: int, tag: int, call: str) -> Work:
-        """Start to receive into ``array``; as `start_send`."""
-        return self._begin(Transfer("recv", call, array, array, peer=src, tag=tag))
+    def start_recv(
+        self, array: HostArray, src: int, tag: int, call: str, senders: list[int] | None = None
+    ) -> Work:
+        """Start to receive into ``array``; as `start_send`.
+
+        Args:
+            src: a rank, or ``ANY_RANK``.
+            senders: gets the number of the rank that sent the message.
+        """
+        transfer = Transfer("recv", call, array, array, peer=src, tag=tag, senders=senders)
+        return self._begin(transfer)
 
     # Inside
 
+    def submit(self, call: str, steps: Steps) -> Collective:
+        """Put a collective of several steps on the agenda and return it."""
+        collective = Collective(self, call, steps)
+        self.agenda.add(collective)
+        return collective
+
+    def launch(
+        self,
+        collective: str,
+        call: str,
+        source: HostArray,
+        target: HostArray,
+        op: str = "",
+        peer: int = -1,
+        sends: Sequence[int] = (),
+        receives: Sequence[int] = (),
+    ) -> Work:
+        """Return the work of a step of a collective, started; nothing is checked."""
+        transfer = Transfer(
+            collective, call, source, target, op, peer, sends=sends, receives=receives
+        )
+        return self._launch(transfer)
+
+    def disagree(self, said: Sequence[str]) -> NoReturn:
+        """Raise the error of ranks that said different things."""
+        raise DistributedError(disagreement(said, self.name))
+
     def _begin(self, transfer: Transfer) -> Work:
+        if transfer.collective not in MESSAGES:
+            self.agenda.settle(self)
+        return self._launch(transfer)
+
+    def _launch(self, transfer: Transfer) -> Work:
         if self.closed:
             raise DistributedError(
                 f"{transfer.call}: the process group of rank {self.rank} of {self.size} is closed; "
                 "communicate before destroy_process_group()"
             )
-        self.sequence += 1
+        self.sequence += transfer.collective not in MESSAGES
         return self._start(transfer)
 
     def _run(self, transfer: Transfer) -> None:
@@ -393,11 +488,20 @@ def check_same(group: ProcessGroup, what: str, fingerprint: bytes | str) -> None
     Ranks: a collective. Cost: 16 bytes from each rank while they agree.
     """
     content = fingerprint.encode() if isinstance(fingerprint, str) else bytes(fingerprint)
-    digest = hashlib.blake2b(what.encode() + b"\0" + content, digest_size=16).digest()
     call = what if not content else f"check_same({what!r})"
-    digests = group._exchange(call, np.frombuffer(digest, np.uint8))
-    if (digests == digests[0]).all():
-        return
+    if group.board is not None:
+        group.agenda.settle(group)
+        same = group.board.meet(digest_of(what, content), call)
+    else:
+        digest = hashlib.blake2b(what.encode() + b"\0" + content, digest_size=16).digest()
+        digests = group._exchange(call, np.frombuffer(digest, np.uint8))
+        same = bool((digests == digests[0]).all())
+    if not same:
+        _raise_disagreement(group, call, what, content)
+
+
+def _raise_disagreement(group: ProcessGroup, call: str, what: str, content: bytes) -> NoReturn:
+    """Tell all ranks what each of them said."""
     said = group._exchange_objects(call, (what, content))
     raise DistributedError(disagreement([_quotable(*pair) for pair in said], group.name))
 
@@ -460,6 +564,7 @@ _UFUNCS: dict[str, np.ufunc] = {
     "avg": np.add,
     "band": np.bitwise_and,
     "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
 }
 _QUOTE = 300  # characters of a fingerprint that a message shows
 

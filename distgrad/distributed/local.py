@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -21,6 +22,7 @@ class LocalGroup(ProcessGroup):
     """One channel of a rank that is alone; `local_group` makes the whole group."""
 
     backend = "local"
+    compares_calls = True
 
     def __init__(self, name: str, timeout_s: float) -> None:
         super().__init__(0, 1, 0, 1, name, timeout_s)
@@ -29,6 +31,9 @@ class LocalGroup(ProcessGroup):
         if transfer.target is not transfer.source:
             np.copyto(transfer.target.reshape(transfer.source.shape), transfer.source)
         return CompletedWork(transfer.call, self.sequence)
+
+    def _part(self, places: Sequence[int], timeout_s: float) -> LocalGroup:
+        return local_group(timeout_s)
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """Raise DistributedError: one process has nobody to take along."""

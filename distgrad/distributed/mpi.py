@@ -11,14 +11,18 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from distgrad.config import switch
+from distgrad.distributed import board
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.group import (
+    ANY_RANK,
+    CHANNELS,
     DEFAULT_TIMEOUT_S,
     ProcessGroup,
     Transfer,
@@ -38,7 +42,10 @@ if TYPE_CHECKING:
 # Transfers that were dropped before their end: MPI may still write to their buffers.
 _abandoned: list[tuple[object, object]] = []
 
+# Windows of closed groups, by their ranks in the job. MPICH hangs in making a tenth one.
+_retired: dict[tuple[int, ...], list[Any]] = {}
 _SECOND_S = 0.5
+_TAGS = 0x3FFF  # MPI grants 15 bits at least
 
 
 class MpiGroup(ProcessGroup):
@@ -54,7 +61,7 @@ class MpiGroup(ProcessGroup):
     def __init__(self, comm: MPI.Intracomm, host: MPI.Comm, name: str, timeout_s: float) -> None:
         super().__init__(comm.rank, comm.size, host.rank, host.size, name, timeout_s)
         self.comm, self.host = comm, host
-        self._windows: list[MPI.Win] = []
+        self._windows: list[tuple[tuple[int, ...], MPI.Win]] = []  # with the ranks of the job
         self._mpi = start_mpi()
         self.thread_safe = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
 
@@ -66,7 +73,11 @@ class MpiGroup(ProcessGroup):
         os._exit(code)  # MPICH's Abort may return before the process is killed
 
     def close(self) -> None:
-        """Release the communicators. A message still under way keeps its own alive."""
+        """Release the communicators. A message still under way keeps its own alive.
+
+        Common memory lasts until these ranks make other common memory: to free it, MPI waits for
+        all of them, and one that fails closes its group alone.
+        """
         if self.closed:
             return
         super().close()
@@ -77,23 +88,28 @@ class MpiGroup(ProcessGroup):
             self.watch.comm.Free()
         for sibling in self.siblings.values():
             assert isinstance(sibling, MpiGroup)
-            for window in sibling._windows:
-                window.Unlock_all()
-                window.Free()
+            for ranks, window in sibling._windows:
+                _retired.setdefault(ranks, []).append(window)
             sibling.comm.Free()
         self.host.Free()
 
     def _share(self, nbytes: int, signals: int) -> Slab | None:
         row = -(-8 * signals // ALIGNMENT) * ALIGNMENT
-        room = np.array([has_room((nbytes + row) * self.host.size)], np.int32)
+        ranks = tuple(self.host.allgather(self._mpi.COMM_WORLD.rank))
+        old = _retired.setdefault(ranks, [])
+        room = np.array([has_room((nbytes + row) * self.host.size), len(old)], np.int32)
         self.comm.Allreduce(self._mpi.IN_PLACE, room, op=self._mpi.MIN)
+        for _ in range(room[1]):
+            window = old.pop(0)
+            window.Unlock_all()
+            window.Free()
         if not room[0]:
             return None
         info = self._mpi.Info.Create({"alloc_shared_noncontig": "true"})
         window = self._mpi.Win.Allocate_shared(nbytes + row, 1, info, self.host)
         info.Free()
         window.Lock_all()
-        self._windows.append(window)
+        self._windows.append((ranks, window))
         whole = [
             np.frombuffer(window.Shared_query(place)[0], np.uint8)
             for place in range(self.host.size)
@@ -101,7 +117,27 @@ class MpiGroup(ProcessGroup):
         signs = [memory[:row].view(np.int64) for memory in whole]
         signs[self.host.rank][...] = 0
         self.barrier()
-        return Slab([m[row:] for m in whole], signs, self.host.rank, window.Sync, window)
+        return Slab(
+            [m[row:] for m in whole], signs, self.host.rank, window.Sync, window, self._poll
+        )
+
+    def _part(self, places: Sequence[int], timeout_s: float) -> MpiGroup:
+        # MPI blocks while it makes a communicator, so all must be here before.
+        control = self.channel("control")
+        assert isinstance(control, MpiGroup)
+        _meet(control, places)
+        everyone = control.comm.Get_group()
+        chosen = everyone.Incl(list(places))
+        made = control.comm.Create_group(chosen, zlib.crc32(repr(places).encode()) & _TAGS)
+        group = _watched(_group_of(made, timeout_s), made)  # no board: it takes all to free one
+        for handle in (chosen, everyone, made):
+            handle.Free()
+        return group
+
+    def _poll(self) -> None:
+        """Give transfers a push while this rank waits for a signal in common memory."""
+        self.comm.Iprobe()
+        self.agenda.push()
 
     def _agree(self, call: str) -> None:
         check_same(self, call, b"")
@@ -148,6 +184,7 @@ class MpiWork(Work):
         """Return whether the transfer is complete; MPI moves data during the call."""
         if self._request is None:
             return True
+        self._group.agenda.push()
         try:
             complete = self._request.Test(self._status)
         except self._group._mpi.Exception as error:
@@ -181,8 +218,19 @@ def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIME
 
     Ranks: all ranks of ``comm``.
     """
+    base = start_mpi().COMM_WORLD if comm is None else comm
+    group = _group_of(base, timeout_s)
+    if len(group.hosts) == 1:
+        slab = group.shared_memory(len(CHANNELS) * board.BYTES, len(CHANNELS) * board.SIGNALS)
+        if slab is not None:
+            for sibling in group.siblings.values():
+                sibling.board = board.Board(sibling, slab)
+    return _watched(group, base)
+
+
+def _group_of(base: MPI.Intracomm, timeout_s: float) -> MpiGroup:
+    """Return a group of the ranks of ``base`` without a board and a watch."""
     mpi = start_mpi()
-    base = mpi.COMM_WORLD if comm is None else comm
     host = base.Split_type(mpi.COMM_TYPE_SHARED, key=base.rank)
     hosts: dict[int, list[int]] = {}
     for rank, leader in enumerate(base.allgather(host.bcast(base.rank))):
@@ -193,12 +241,31 @@ def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIME
         group.hosts = list(hosts.values())
         return group
 
-    group = link_channels(make)
+    return link_channels(make)
+
+
+def _watched(group: MpiGroup, base: MPI.Intracomm) -> MpiGroup:
+    """Return ``group`` with a watch. Its thread comes last: MPICH may hang in making a window."""
     if group.thread_safe and group.size > 1:
-        watch = Watch(base.Dup(), mpi, switch("stall_s"))
+        watch = Watch(base.Dup(), group._mpi, switch("stall_s"))
         for sibling in group.siblings.values():
             sibling.watch = watch
     return group
+
+
+def _meet(group: ProcessGroup, places: Sequence[int]) -> None:
+    """Return when all of ``places`` are here."""
+    call = f"new_group({list(places)})"
+    tag, sign = zlib.crc32(call.encode()) & _TAGS, np.zeros(1, np.uint8)
+    leader, others = places[0], places[1:]
+    if group.rank != leader:
+        group.start_send(sign, leader, tag, call).wait()
+        group.start_recv(np.empty(1, np.uint8), leader, tag, call).wait()
+        return
+    for rank in others:
+        group.start_recv(np.empty(1, np.uint8), rank, tag, call).wait()
+    for rank in others:
+        group.start_send(sign, rank, tag, call).wait()
 
 
 def start_mpi() -> Any:
@@ -226,6 +293,8 @@ def start_mpi() -> Any:
         hint = world_from_env()
         if hint.launcher == "Open MPI" and _library(MPI).startswith(("MPICH", "Intel")):
             raise _wrong_launcher(MPI, hint, "cannot start under it")
+        # Open MPI asks UCX first for windows and complains on every rank when it has none to give.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # mpi4py's about what is raised below
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
@@ -286,6 +355,7 @@ _MPI_OPS = {
     "max": "MAX",
     "band": "BAND",
     "bor": "BOR",
+    "bxor": "BXOR",
 }
 
 
@@ -299,6 +369,14 @@ def _reduce_scatter(mpi: Any, comm: Any, t: Transfer) -> _Started:
     source, wire = _reducible(mpi, t.source), _reducible(mpi, t.target)
     request = comm.Ireduce_scatter_block(source, wire, op=getattr(mpi, _MPI_OPS[t.op]))
     return request, (source, wire), _finisher(wire, t, comm.size)
+
+
+def _reduce(mpi: Any, comm: Any, t: Transfer) -> _Started:
+    wire, op = _reducible(mpi, t.source), getattr(mpi, _MPI_OPS[t.op])
+    if comm.rank != t.peer:
+        return comm.Ireduce(wire, None, op=op, root=t.peer), (wire,)
+    request = comm.Ireduce(mpi.IN_PLACE, wire, op=op, root=t.peer)
+    return request, (wire,), _finisher(wire, t, comm.size)
 
 
 def _broadcast(mpi: Any, comm: Any, t: Transfer) -> _Started:
@@ -317,6 +395,21 @@ def _gather(mpi: Any, comm: Any, t: Transfer) -> _Started:
     return comm.Igather(source, into, root=t.peer), (source, target)
 
 
+def _scatter(mpi: Any, comm: Any, t: Transfer) -> _Started:
+    source, target = _words(t.source), _words(t.target)
+    whole = source if comm.rank == t.peer else None
+    return comm.Iscatter(whole, target, root=t.peer), (source, target)
+
+
+def _all_to_all(mpi: Any, comm: Any, t: Transfer) -> _Started:
+    source, target = _words(t.source), _words(t.target)
+    words = t.source.itemsize // source.itemsize
+    request = comm.Ialltoallv(
+        (source, [words * n for n in t.sends]), (target, [words * n for n in t.receives])
+    )
+    return request, (source, target)
+
+
 def _barrier(mpi: Any, comm: Any, t: Transfer) -> _Started:
     return comm.Ibarrier(), ()
 
@@ -328,23 +421,29 @@ def _send(mpi: Any, comm: Any, t: Transfer) -> _Started:
 
 def _recv(mpi: Any, comm: Any, t: Transfer) -> _Started:
     def check(status: Any) -> None:
-        got = status.Get_count(mpi.BYTE)
+        got, sender = status.Get_count(mpi.BYTE), status.Get_source()
         if got != t.target.nbytes:
             raise DistributedError(
-                f"{t.call}: rank {t.peer} sent {got} bytes, not {t.target.nbytes}; send and "
+                f"{t.call}: rank {sender} sent {got} bytes, not {t.target.nbytes}; send and "
                 "receive the same dtype and shape"
             )
+        if t.senders is not None:
+            t.senders.append(sender)
 
     words = _words(t.target)
-    return comm.Irecv(words, source=t.peer, tag=t.tag), (words,), check
+    source = mpi.ANY_SOURCE if t.peer == ANY_RANK else t.peer
+    return comm.Irecv(words, source=source, tag=t.tag), (words,), check
 
 
 _STARTERS: dict[str, Callable[[Any, Any, Transfer], _Started]] = {
     "all_reduce": _all_reduce,
+    "reduce": _reduce,
     "reduce_scatter": _reduce_scatter,
     "broadcast": _broadcast,
     "all_gather": _all_gather,
     "gather": _gather,
+    "scatter": _scatter,
+    "all_to_all": _all_to_all,
     "barrier": _barrier,
     "send": _send,
     "recv": _recv,

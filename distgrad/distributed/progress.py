@@ -33,6 +33,7 @@ from distgrad.errors import DistributedError
 _PATIENCE_S = 0.25  # between two looks of a rank that waits for a job
 CLOSE_TIMEOUT_S = 5.0
 _FAST_SWITCH_S = 1e-4
+_REST = 9.0  # the thread sleeps so much longer than it works, for backward needs the core
 J = TypeVar("J", bound="Job")
 
 
@@ -268,21 +269,25 @@ def _step_all(jobs: deque[Job]) -> bool:
 def _serve(queue: SimpleQueue[Job | float]) -> None:
     """Run jobs from ``queue`` until a number comes: the seconds left for the open ones."""
     jobs: deque[Job] = deque()
-    progressed = time.monotonic()
+    progressed, spent = time.monotonic(), 0.0
     deadline: float | None = None
     while deadline is None or (jobs and time.monotonic() < deadline):
         try:
             item = queue.get(block=not jobs)  # see Note [Timed get]
         except Empty:
-            time.sleep(nap_s(time.monotonic() - progressed))
+            time.sleep(max(_REST * spent, nap_s(time.monotonic() - progressed)))
         else:
             progressed = time.monotonic()
             if isinstance(item, Job):
                 jobs.append(item)
             else:
                 deadline = progressed + item
-        if _step_all(jobs):
-            progressed = time.monotonic()
+            del item  # or the last job, and all it knows, would live as long as this thread
+        began = time.monotonic()
+        over = _step_all(jobs)
+        spent = time.monotonic() - began
+        if over:
+            progressed = began + spent
     _give_up(jobs)
 
 

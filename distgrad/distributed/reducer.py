@@ -32,16 +32,19 @@ Note [Lost step]
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from distgrad.autograd.engine import queue_callback
 from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.config import nearest
-from distgrad.distributed.bucket import Bucket, Memory, Tail, plan_buckets
+from distgrad.distributed.bucket import Bucket, Memory, Summed, Tail, plan_buckets
+from distgrad.distributed.comm_hooks import HookedReduction
+from distgrad.distributed.gathering import Gathering
 from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.progress import start_progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
@@ -65,7 +68,7 @@ class Span(NamedTuple):
     done: float
 
 
-class _Timed(Work):
+class Timed(Work):
     """A transfer that notes when it was seen complete."""
 
     __slots__ = ("_inner", "done", "started")
@@ -127,20 +130,21 @@ class Reducer:
         self.reduced = False  # the gradients are means, not sums
         self.reductions = 0  # since the beginning
         self.timeline: list[Span] | None = None  # set to a list to record
+        self.comm: HookedReduction | None = None  # the user's way to average a bucket
         self.waited_s = 0.0  # backward stood still for communication: exposed, in seconds
         check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
         self._cap_mb, self._order = bucket_cap_mb, list[int]()
         self.plan, self.version = plan_buckets(self.named, bucket_cap_mb), 0
-        self.memory = self._memory()
         self._lay_out()
         self._next_step()
         self._progress = start_progress(self.channel) if group.size > 1 else None
+        self.gathering = Gathering(self.channel, self._progress)
         self._running = False
         self._handles = [p.register_post_accumulate_grad_hook(self._hook) for _, p in self.named]
 
-    def _memory(self) -> Memory:
-        """Return memory for the gradients."""
+    def _allocate(self) -> None:
+        """Take memory for the gradients."""
         nbytes = sum(p.array.nbytes for _, p in self.named)
         longest = max(p.array.itemsize for _, p in self.named)
         self.tails = {
@@ -148,18 +152,26 @@ class Reducer:
             for _, p in self.named
         }
         extra = longest * max(tail.length for tail in self.tails.values())
-        return Memory(self.channel, self.tree, nbytes + extra, len(self.named) + 1)
+        self.memory = Memory(self.channel, self.tree, nbytes + extra, len(self.named) + 1)
 
     def _lay_out(self) -> None:
         """Make the buckets of the plan."""
+        if not self.version:
+            self._allocate()
         self.tail = self.tails[self.named[self.plan[-1][0]][1].array.dtype]
-        self.buckets = []
+        self.buckets: list[Any] = []  # of Bucket; a subclass has others
         for index, places in enumerate(self.plan):
             names, params = zip(*(self.named[i] for i in places), strict=True)
             tail = self.tail.length if index == len(self.plan) - 1 else 0
             self.buckets.append(Bucket(index, params, names, self.memory, tail))
-        self._place = {id(p): (b, i) for b in self.buckets for i, p in enumerate(b.params)}
+        self._register(self.buckets)
+
+    def _register(self, buckets: Sequence[Summed]) -> None:
+        """Note where each parameter is."""
+        self._place = {id(p): (b, i) for b in buckets for i, p in enumerate(b.params)}
         self._index = {id(p): i for i, (_, p) in enumerate(self.named)}
+        for _, p in self.named:
+            _reducers[id(p)] = self
 
     def _learn_order(self) -> None:
         """Plan the buckets anew, in the order in which gradients came on rank 0."""
@@ -183,6 +195,14 @@ class Reducer:
             self.group.broadcast(host, src)
             if host is not bucket.values:
                 bucket.values[...] = to_device(host, device_of(bucket.values))
+
+    def wait_for(self, params: Iterable[Tensor]) -> None:
+        """Return when the values of ``params`` are whole, as far as they are gathered."""
+        places = [self._place[id(p)] for p in params if id(p) in self._place]
+        self.gathering.wait({bucket.index for bucket, _ in places})
+
+    def drop(self) -> None:
+        """Forget gradients that are not in ``grad``; there are none."""
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -233,6 +253,17 @@ class Reducer:
         for bucket in self.buckets:
             bucket.total.stack.clear()
 
+    def shadow(self) -> None:
+        """Take part in a reduction without a backward: for a rank whose samples ran out.
+
+        It brings what it has accumulated in no_sync, if anything.
+        """
+        if not self.count:
+            for _, p in self.named:
+                p.grad = None
+        self.begin()
+        self._finish()
+
     def close(self) -> None:
         """Remove the hooks and end the communication thread."""
         for handle in self._handles:
@@ -259,6 +290,11 @@ class Reducer:
             self._running = True
             queue_callback(self._finish)
         bucket, place = self._place[id(param)]
+        if bucket.launched:
+            raise GradError(
+                f"backward({bucket.names[place]}): its gradient came again after it was sent, as "
+                "of a parameter in several checkpoints; use checkpoint(use_reentrant=False)"
+            )
         if not self.reductions and self._last_shard:
             self._order.append(self._index[id(param)])
         self._adopt(param)
@@ -268,9 +304,9 @@ class Reducer:
         if self._progress is not None:
             self._progress.poll()
 
-    def _launch_what_may(self, bucket: Bucket) -> None:
+    def _launch_what_may(self, bucket: Summed) -> None:
         """Launch a full bucket; the library's all-reduce needs one order on all ranks."""
-        if self.determinism != "off":
+        if self.determinism != "off" and self.comm is None:
             self._launch(bucket)
             return
         for following in self.buckets:
@@ -290,17 +326,24 @@ class Reducer:
             return
         assert view is not None
         if grad.requires_grad:
-            raise GradError(
-                f"backward({self.named[self._index[id(param)]][0]}): create_graph=True makes "
-                "gradients with a history, which are not reduced across ranks; use no_sync() and "
-                "autograd.grad()"
-            )
+            self._refuse_history(param)
         view.array[...] = grad.array
         param.grad = view
 
-    def _launch(self, bucket: Bucket) -> None:
+    def _refuse_history(self, param: Tensor) -> NoReturn:
+        raise GradError(
+            f"backward({self.named[self._index[id(param)]][0]}): create_graph=True makes "
+            "gradients with a history, which are not reduced across ranks; use no_sync() and "
+            "autograd.grad()"
+        )
+
+    def _launch(self, bucket: Summed) -> None:
         """Add a bucket that is full to this rank's sums; with the last shard, send them."""
         bucket.launched = True
+        if self.comm is not None:
+            assert isinstance(bucket, Bucket)
+            self.comm.launch(bucket)
+            return
         if self.reduction == "mean" and self.group.size * self.tree.shards > 1:
             gradients = bucket.gradients
             if self.count:
@@ -315,28 +358,28 @@ class Reducer:
         elif self.tree.shards > 1:
             bucket.reduce_alone(part)
 
-    def _send(self, bucket: Bucket, arrays: list[HostArray]) -> None:
+    def _send(self, bucket: Summed, arrays: list[HostArray]) -> None:
         """Hand a bucket to the communication thread."""
         assert self._progress is not None
         bucket.filled_at = time.perf_counter()
-        call = f"all_reduce({bucket.describe()})"
-        channel, tree = self.channel, self.tree
 
         def start() -> Work:
             began = time.perf_counter()
-            work: Work
-            if self.determinism == "off" and bucket.common is None:
-                work = channel.start_all_reduce(bucket.wire, "sum", f"bucket {bucket.index}")
-            else:
-                exchange = Exchange(
-                    channel, arrays, tree.parts, np.add, bucket.index * PHASES, call,
-                    common=bucket.common,
-                )  # fmt: skip
-                work = Reduction(exchange)
-            timed = bucket.work = _Timed(work, began)
+            timed = bucket.work = Timed(self._exchange(bucket, arrays), began)
             return timed
 
         bucket.job = self._progress.submit(start)
+
+    def _exchange(self, bucket: Summed, arrays: list[HostArray]) -> Work:
+        """Return the started sum of a bucket over the ranks."""
+        if self.determinism == "off" and bucket.common is None:
+            return self.channel.start_all_reduce(bucket.wire, "sum", f"bucket {bucket.index}")
+        call = f"all_reduce({bucket.describe()})"
+        exchange = Exchange(
+            self.channel, arrays, self.tree.parts, np.add, bucket.index * PHASES, call,
+            common=bucket.common,
+        )  # fmt: skip
+        return Reduction(exchange)
 
     def _finish(self) -> None:
         """Send what is left at the end of backward, wait for all, and divide."""
@@ -381,32 +424,49 @@ class Reducer:
         self.reductions += 1
         self._next_step()
 
-    def _wait(self, bucket: Bucket) -> None:
+    def _wait(self, bucket: Summed) -> None:
         if bucket.job is None:
             return
         bucket.job.wait()
         if self.timeline is not None:
             work, filled = bucket.work, bucket.filled_at
-            span = Span(bucket.index, bucket.flat.nbytes, filled, work.started, work.done)
+            span = Span(bucket.index, bucket.wire.nbytes, filled, work.started, work.done)
             self.timeline.append(span)
-        bucket.stage_in()
+        if self.comm is None:
+            bucket.stage_in()
 
     def _divide(self) -> None:
         """Turn sums into means; leave ``None`` where no rank has a gradient."""
-        used, total, together = self.tail.read(self.buckets[-1].end)
-        if not together:
-            check_same(self.group, "reductions before this backward", str(self.reductions))
-        if self.reduction == "sum" or self.group.size * self.tree.shards > 1:
-            if total < 1:
-                raise GradError(
-                    "backward(): the global sample count is 0, so there is no mean; call the "
-                    "DistributedDataParallel module itself, or add_count(samples) before backward"
-                )
+        used, total = self._agreed(self.buckets[-1].end)
+        if total is not None:
+            divisor = total if self.comm is None else self.comm.divisor(total)
             for bucket in self.buckets:
                 gradients = bucket.gradients
-                gradients /= total
+                gradients /= divisor
         for (_, param), anywhere in zip(self.named, used, strict=True):
             param.grad = param._grad_buffer if anywhere else None
+
+    def _agreed(self, end: Any) -> tuple[list[bool], int | None]:
+        """Return which parameters any rank used, and what to divide by, None for nothing."""
+        used, total, together = self.tail.read(end)
+        if not together:
+            check_same(self.group, "reductions before this backward", str(self.reductions))
+        if self.reduction == "mean" and self.group.size * self.tree.shards == 1:
+            return used, None
+        if total < 1:
+            raise GradError(
+                "backward(): the global sample count is 0, so there is no mean; call the "
+                "DistributedDataParallel module itself, or add_count(samples) before backward"
+            )
+        return used, total
+
+
+_reducers: WeakValueDictionary[int, Reducer] = WeakValueDictionary()  # it keeps its parameters
+
+
+def reducer_of(param: Tensor) -> Reducer | None:
+    """Return the reducer that takes the gradients of ``param``."""
+    return _reducers.get(id(param))
 
 
 def _tree(group: ProcessGroup, reduction: str, determinism: str, shards: int | None) -> Tree:

@@ -16,10 +16,14 @@ Note [Which algorithm]
                2 (P-1)/P n bytes for each rank where it brings one sum, which is the least possible.
     halving    2 log2 P rounds: neighbours exchange halves, then quarters, and back. The same bytes
                in fewer messages than ``direct``; for a power of two of ranks.
+    grid       ``direct`` in blocks of about sqrt P neighbours, then between blocks, and back: about
+               4 sqrt P messages and the same bytes, for other numbers of many ranks.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -40,6 +44,7 @@ MANY_RANKS = 16  # from here on ``halving`` saves more messages than it adds rou
 PHASES = 64  # tags of one reduction
 _BACK = PHASES - 1
 _CHUNK_BYTES = 1 << 18  # added while it is in the cache
+_advance = np.errstate(all="ignore")(next)  # inf and nan are results here
 
 
 class Common:
@@ -146,8 +151,11 @@ def algorithm_for(x: Exchange) -> Algorithm:
     size = len(x.ranks)
     if x.out.nbytes * len(x.parts[0]) <= SMALL_BYTES and size <= MANY_RANKS:
         return everyone
-    balanced = size & (size - 1) == 0 and all(len(part) == 1 for part in x.parts)
-    return halving if balanced and size > MANY_RANKS else direct
+    if size <= MANY_RANKS:
+        return direct
+    if size & (size - 1) == 0 and all(len(part) == 1 for part in x.parts):
+        return halving
+    return grid if block_width(size) > 1 else direct
 
 
 def everyone(x: Exchange) -> Rounds:
@@ -199,6 +207,40 @@ def halving(x: Exchange) -> Rounds:
         phase += 1
 
 
+def grid(x: Exchange) -> Rounds:
+    """Add one slice for the block, then for all, and send the sum to the block."""
+    width = block_width(len(x.ranks))
+    blocks = [range(first, first + width) for first in range(0, len(x.ranks), width)]
+    block = blocks[x.me // width]
+    inner = Exchange(
+        x.group, x.arrays, [x.parts[p] for p in block], x.combine, x.tag, x.call,
+        [x.ranks[p] for p in block],
+    )  # fmt: skip
+    slices = slices_of(x.out.size, width)
+    mine = slices[inner.me]
+    got, works = inner.gather(mine.stop - mine.start)
+    works += [inner.send(a[slices[p]], p, k) for p in inner.others for k, a in enumerate(x.arrays)]
+    yield works
+    got[inner.me] = [a[mine] for a in x.arrays]
+    total = yield from _across(x, blocks, inner.parts, got, inner.me)
+    result = x.out[mine]
+    if total is not got[inner.me][-1]:
+        np.copyto(result, total)
+    works = [inner.recv(x.out[slices[p]], p, _BACK) for p in inner.others]
+    works += [inner.send(result, p, _BACK) for p in inner.others]
+    yield works
+
+
+def block_width(ranks: int) -> int:
+    """Return how many ranks are a block of `grid`: the greatest divisor up to the square root.
+
+    Example:
+        >>> block_width(10_000), block_width(24), block_width(23)
+        (100, 4, 1)
+    """
+    return next(w for w in range(math.isqrt(ranks), 0, -1) if ranks % w == 0)
+
+
 def common(x: Exchange) -> Rounds:
     """Add a slice of what all ranks of the host have in common memory, and write it to all."""
     c = x.common
@@ -210,38 +252,61 @@ def common(x: Exchange) -> Rounds:
     mine = slices_of(x.out.size, len(c.arrays))[slab.place]
     if len(c.hosts) == 1:
         for chunk in chunks_of(mine, x.out.itemsize):
-            total = x.add([[a[chunk] for a in arrays] for arrays in c.arrays])
-            _write_to_all(c, chunk, total)
+            pieces = [[a[chunk] for a in arrays] for arrays in c.arrays]
+            _write_to_all(pieces, x.add(pieces))
     else:
-        total = yield from _across_hosts(x, c, mine)
-        _write_to_all(c, mine, total)
+        here = next(ranks for ranks in c.hosts if x.group.rank in ranks)
+        pieces = [[a[mine] for a in arrays] for arrays in c.arrays]
+        total = yield from _across(x, c.hosts, [x.parts[r] for r in here], pieces, slab.place)
+        _write_to_all(pieces, total)
     slab.say(slot, now)
     yield [slab.heard(slot, now, x.call)]
 
 
-def _across_hosts(x: Exchange, c: Common, mine: slice) -> Generator[list[Work], None, HostArray]:
-    """Add a slice of this host, then with the ranks in the same place on the other hosts."""
-    here = next(ranks for ranks in c.hosts if x.group.rank in ranks)
+def _across(
+    x: Exchange,
+    blocks: Sequence[Sequence[int]],
+    parts: Sequence[Sequence[Subtree]],
+    pieces: Sequence[Sequence[HostArray]],
+    place: int,
+) -> Generator[list[Work], None, HostArray]:
+    """Add a slice of this block, then with those in the same place of the other blocks.
+
+    Args:
+        x: the reduction.
+        blocks: its participants next to each other, as many in each block.
+        parts: what each one of this block brings.
+        pieces: the slice of it.
+        place: of this rank in its block.
+    """
     local = Sum(x.combine)
-    for rank, arrays in zip(here, c.arrays, strict=True):
-        for part, array in zip(x.parts[rank], arrays, strict=True):
-            local.push(part, array[mine])
-    ends = [(x.parts[ranks[0]][0], x.parts[ranks[-1]][-1]) for ranks in c.hosts]
+    for brought, arrays in zip(parts, pieces, strict=True):
+        for part, array in zip(brought, arrays, strict=True):
+            local.push(part, array)
     across = Exchange(
-        x.group, [array for _, array in local.stack],
-        [subtrees(first.start, last.start + last.length) for first, last in ends],
-        x.combine, x.tag, x.call, [ranks[c.slab.place] for ranks in c.hosts],
+        x.group, [array for _, array in local.stack], parts_of_blocks(x, blocks),
+        x.combine, x.tag, x.call, [x.ranks[block[place]] for block in blocks],
     )  # fmt: skip
     yield from algorithm_for(across)(across)
     return across.out
 
 
-def _write_to_all(c: Common, where: slice, total: HostArray) -> None:
-    address = total.__array_interface__["data"][0]
-    for arrays in c.arrays:
-        out = arrays[-1][where]
-        if out.__array_interface__["data"][0] != address:
-            np.copyto(out, total)
+def parts_of_hosts(x: Exchange, c: Common) -> list[list[Subtree]]:
+    """Return the subtrees that each host brings."""
+    return parts_of_blocks(x, c.hosts)
+
+
+def parts_of_blocks(x: Exchange, blocks: Sequence[Sequence[int]]) -> list[list[Subtree]]:
+    """Return the subtrees that neighbours bring together."""
+    ends = [(x.parts[block[0]][0], x.parts[block[-1]][-1]) for block in blocks]
+    return [subtrees(first.start, last.start + last.length) for first, last in ends]
+
+
+def _write_to_all(pieces: Sequence[Sequence[HostArray]], total: HostArray) -> None:
+    """Copy the sum, which is one of the pieces, to the last piece of every rank."""
+    for arrays in pieces:
+        if arrays[-1] is not total:
+            arrays[-1][...] = total
 
 
 def slices_of(count: int, ranks: int) -> list[slice]:
@@ -273,7 +338,7 @@ class Reduction(Work):
         super().__init__(exchange.call, group.sequence)
         self.exchange = exchange
         self._rounds = algorithm_for(exchange)(exchange) if rounds is None else rounds
-        self._open: list[Work] = []
+        self._open: deque[Work] = deque()
         self._over = False
         self.test()
 
@@ -284,13 +349,14 @@ class Reduction(Work):
     def test(self) -> bool:
         """Return whether all is added; goes on as far as the messages that are complete allow."""
         while not self._over:
-            self._open = [work for work in self._open if not work.test()]
-            if self._open:
-                return False
-            with np.errstate(all="ignore"):  # inf and nan are results here
-                batch = next(self._rounds, None)
+            while self._open:
+                work = self._open.popleft()
+                if not work.test():  # one test moves the messages of all
+                    self._open.append(work)
+                    return False
+            batch = _advance(self._rounds, None)
             self._over = batch is None
-            self._open = batch or []
+            self._open.extend(batch or ())
         return True
 
     def wait(self, timeout_s: float | None = None) -> None:

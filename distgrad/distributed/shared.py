@@ -31,6 +31,7 @@ class Slab:
         place: which of them this rank is.
         fence: orders memory accesses around signals.
         owner: what must live as long as the memory.
+        poll: gives other transfers a push while somebody listens.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Slab:
         place: int,
         fence: Callable[[], None],
         owner: Any = None,
+        poll: Callable[[], object] = lambda: None,
     ) -> None:
+        self.poll = poll
         self.memory, self.place, self.fence, self.owner = list(memory), place, fence, owner
         self.signals = [memoryview(row.data).cast("B").cast("q") for row in signals]
         self._taken = 0
@@ -89,7 +92,12 @@ class Heard(Work):
 
     def test(self) -> bool:
         """Return whether all have said it."""
-        if not self._over and all(row[self._slot] >= self._value for row in self._slab.signals):
+        if not self._over:
+            slot, value = self._slot, self._value
+            for row in self._slab.signals:
+                if row[slot] < value:
+                    self._slab.poll()
+                    return False
             self._slab.fence()
             self._over = True
         return self._over

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from distgrad.distributed.default import set_thread_group
 from distgrad.distributed.group import (
+    ANY_RANK,
     CompletedWork,
     ProcessGroup,
     Transfer,
@@ -59,7 +60,8 @@ def run_ranks(
     """
     if n < 1:
         raise ArgumentError(f"run_ranks({n}): needs one rank or more")
-    world = _World(n, ranks_per_host or n)
+    step = ranks_per_host or n
+    world = _World([list(range(n))[first : first + step] for first in range(0, n, step)])
     results: dict[int, T] = {}
 
     def body(rank: int) -> None:
@@ -88,12 +90,25 @@ def run_ranks(
 
 
 class _World:
-    """What the ranks share. ``changed`` guards all of it and is notified at every change."""
+    """What the ranks of a group share.
 
-    def __init__(self, size: int, ranks_per_host: int) -> None:
-        self.size, self.ranks_per_host = size, ranks_per_host
+    ``changed`` guards all of it and is notified at every change; sub-groups have that of the whole,
+    so that a rank that fails or returns is seen in each.
+
+    Args:
+        hosts: which ranks share memory.
+        whole: the world of all ranks; None for that itself.
+        ranks: the members' numbers there.
+    """
+
+    def __init__(
+        self, hosts: list[list[int]], whole: _World | None = None, ranks: Sequence[int] = ()
+    ) -> None:
+        self.size, self.hosts = sum(map(len, hosts)), hosts
+        self.whole, self.ranks = whole or self, ranks or range(self.size)
+        self.parts: dict[tuple[tuple[int, ...], int], _World] = {}
         self.slabs: dict[tuple[str, int], dict[int, tuple[HostArray, HostArray]]] = {}
-        self.changed = threading.Condition()
+        self.changed: threading.Condition = whole.changed if whole else threading.Condition()
         self.rounds: dict[tuple[str, int], _Round] = {}
         self.mail: dict[tuple[str, int, int, int], deque[tuple[str, HostArray]]] = {}
         self.left: set[int] = set()
@@ -110,15 +125,25 @@ class _World:
             self.left.add(rank)
             self.changed.notify_all()
 
+    def part(self, places: tuple[int, ...], number: int) -> _World:
+        """Return the ``number``-th world of the ranks ``places``, the same one for all of them."""
+        with self.changed:
+            key = places, number
+            if key not in self.parts:
+                there = [[places.index(r) for r in host if r in places] for host in self.hosts]
+                ranks = [self.ranks[place] for place in places]
+                self.parts[key] = _World([h for h in there if h], self.whole, ranks)
+            return self.parts[key]
+
     def raise_if_hopeless(self, call: str, rank: int, awaited: Sequence[int]) -> None:
         """Raise if a rank has failed, or one of ``awaited`` has returned and will not come."""
-        if self.error is not None:
-            failed, error = self.error
+        if self.whole.error is not None:
+            failed, error = self.whole.error
             raise DistributedError(
                 f"{call}: rank {rank} of {self.size} stops, because rank {failed} failed with "
                 f"{type(error).__name__}: {error}"
             )
-        gone = [peer for peer in awaited if peer in self.left]
+        gone = [peer for peer in awaited if self.ranks[peer] in self.whole.left]
         if gone:
             raise DistributedError(
                 f"{call}: rank {rank} of {self.size} waits for rank {gone[0]}, which has returned; "
@@ -169,6 +194,7 @@ class _ThreadWork(Work, ABC):
     def test(self) -> bool:
         """Return whether the transfer is complete."""
         group = self._group
+        group.agenda.push()
         with group.world.changed:  # a rank may deliver and leave between the two looks
             if self._ready():
                 return True
@@ -209,51 +235,59 @@ class _RoundWork(_ThreadWork):
 
 
 class _RecvWork(_ThreadWork):
-    __slots__ = ("_box", "_over", "_transfer")
+    __slots__ = ("_boxes", "_over", "_transfer")
 
     def __init__(
-        self, group: ThreadGroup, transfer: Transfer, box: deque[tuple[str, HostArray]]
+        self, group: ThreadGroup, transfer: Transfer, boxes: dict[int, deque[tuple[str, HostArray]]]
     ) -> None:
         super().__init__(transfer.call, group.sequence, group)
-        self._transfer, self._box, self._over = transfer, box, False
+        self._transfer, self._boxes, self._over = transfer, boxes, False
 
     def is_completed(self) -> bool:
         """Return whether the message has been taken."""
         return self._over
 
     def _ready(self) -> bool:
-        if not self._over and self._box:
-            self._over = True
-            call, message = self._box.popleft()
+        full = [] if self._over else [peer for peer, box in self._boxes.items() if box]
+        if full:
+            self._over, sender = True, full[0]
+            call, message = self._boxes[sender].popleft()
             target = self._transfer.target
+            if self._transfer.senders is not None:
+                self._transfer.senders.append(sender)
             if (message.dtype, message.shape) != (target.dtype, target.shape):
                 raise DistributedError(
-                    f"{self.call}: rank {self._transfer.peer} sent {describe(message)} by {call}; "
+                    f"{self.call}: rank {sender} sent {describe(message)} by {call}; "
                     "send and receive the same dtype and shape"
                 )
             np.copyto(target, message)
         return self._over
 
     def _awaited(self) -> list[int]:
-        return [self._transfer.peer]
+        return list(self._boxes) if len(self._boxes) == 1 else []  # any other may still send
 
 
 class ThreadGroup(ProcessGroup):
     """One channel of one rank of `run_ranks`."""
 
     backend = "threads"
+    compares_calls = True
 
     def __init__(self, world: _World, rank: int, name: str, timeout_s: float) -> None:
         super().__init__(rank, world.size, rank, world.size, name, timeout_s)
-        self.world = world
-        step = world.ranks_per_host
-        ranks = list(range(world.size))
-        self.hosts = [ranks[first : first + step] for first in ranks[::step]]
+        self.world, self.hosts = world, world.hosts
+        self._parts: Counter[tuple[int, ...]] = Counter()  # how many of each were made
+
+    def _part(self, places: Sequence[int], timeout_s: float) -> ThreadGroup:
+        key = tuple(places)
+        self._parts[key] += 1
+        world = self.world.part(key, self._parts[key])
+        return _thread_group(world, places.index(self.rank), timeout_s)
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """Stop every rank: they raise DistributedError at their next collective, this one now."""
         error = DistributedError(f"abort({code}) by rank {self.rank} of {self.size}: {reason}")
-        self.world.fail(self.rank, error)
+        self.world.whole.fail(self.world.ranks[self.rank], error)
         raise error
 
     def _start(self, transfer: Transfer) -> Work:
@@ -264,7 +298,9 @@ class ThreadGroup(ProcessGroup):
                 self.world.changed.notify_all()
             return CompletedWork(transfer.call, self.sequence)
         if transfer.collective == "recv":
-            return _RecvWork(self, transfer, self._box(transfer.peer, self.rank, transfer.tag))
+            peers = range(self.size) if transfer.peer == ANY_RANK else (transfer.peer,)
+            boxes = {peer: self._box(peer, self.rank, transfer.tag) for peer in peers}
+            return _RecvWork(self, transfer, boxes)
         return self._join_round(transfer)
 
     def _share(self, nbytes: int, signals: int) -> Slab | None:
@@ -336,6 +372,23 @@ def _reduce_scatter(transfers: Sequence[Transfer]) -> None:
         np.copyto(t.target, part)
 
 
+def _reduce(transfers: Sequence[Transfer]) -> None:
+    into = transfers[transfers[0].peer].target
+    np.copyto(into, tree_reduce(transfers[0].op, [t.source for t in transfers]))
+
+
+def _scatter(transfers: Sequence[Transfer]) -> None:
+    parts = transfers[transfers[0].peer].source
+    for t, part in zip(transfers, parts, strict=True):
+        np.copyto(t.target, part)
+
+
+def _all_to_all(transfers: Sequence[Transfer]) -> None:
+    pieces = [np.split(t.source.reshape(-1), np.cumsum(t.sends)[:-1]) for t in transfers]
+    for rank, t in enumerate(transfers):
+        np.concatenate([piece[rank] for piece in pieces], out=t.target.reshape(-1))
+
+
 def _broadcast(transfers: Sequence[Transfer]) -> None:
     for t in transfers:
         np.copyto(t.target, transfers[t.peer].source)
@@ -361,9 +414,12 @@ def _barrier(transfers: Sequence[Transfer]) -> None:
 
 _MOVES: dict[str, Callable[[Sequence[Transfer]], None]] = {
     "all_reduce": _all_reduce,
+    "reduce": _reduce,
     "reduce_scatter": _reduce_scatter,
     "broadcast": _broadcast,
     "all_gather": _all_gather,
     "gather": _gather,
+    "scatter": _scatter,
+    "all_to_all": _all_to_all,
     "barrier": _barrier,
 }

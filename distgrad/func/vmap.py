@@ -135,7 +135,7 @@ def _run(
     batches = [
         leaf if d is None else _moved(leaf, d, 0) for leaf, d in zip(leaves, dims, strict=True)
     ]
-    before = clock.now
+    before = clock.changed
     try:
         with BatchLevel(size, randomness) as level:
             inside = [
@@ -148,7 +148,7 @@ def _run(
             results = [_output(level, name, o, d) for o, d in zip(outs, places, strict=True)]
         return unflatten(results, out_spec)
     except Refused:
-        if not size or clock.now != before:  # what was written into cannot be had again
+        if not size or clock.changed != before:  # what was written into cannot be had again
             raise
     return _one_by_one(func, name, spec, out_dims, randomness, kwargs, batches, dims, size)
 

@@ -1,15 +1,16 @@
-"""The loss curve of a run as SVG, written by hand so that it needs no package."""
+"""Curves as SVG, written by hand so that they need no package: losses, bandwidths, efficiencies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 132, 52, 52  # margins around the plot; names of lines at the right
 TRAIN, HELD_OUT, REFERENCE = "#2f6fb5", "#d1495b", "#6b7280"
+COLOURS = (TRAIN, HELD_OUT, "#2a9d6f", "#b8860b", REFERENCE)
 FONT = "font-family='Helvetica, Arial, sans-serif'"
 SMOOTHING = 40  # the bold train curve averages over 2 / SMOOTHING of the steps
 
@@ -25,7 +26,7 @@ def loss_svg(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], 
         title: stands above the picture.
     """
     train, tail = _points(rows, "loss"), _points(rows, "val_loss")
-    frame = _Frame(train + tail, list(baselines.values()))
+    frame = _loss_frame(train + tail, list(baselines.values()))
     labels = [(value, f"{name} {value:.2f}", REFERENCE) for name, value in baselines.items()]
     parts = [_head(title), *_axes(frame)]
     parts += [_dashed(frame, value) for value in baselines.values()]
@@ -36,7 +37,7 @@ def loss_svg(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], 
         labels.append((smooth[-1][1], f"train {smooth[-1][1]:.2f}", TRAIN))
     if tail:
         parts.append(_line(frame, tail, HELD_OUT, width=2.2, opacity=1))
-        parts += [_dot(frame, point) for point in tail]
+        parts += [_dot(frame, point, HELD_OUT) for point in tail]
         labels.append((tail[-1][1], f"held out {tail[-1][1]:.2f}", HELD_OUT))
     return "\n".join([*parts, *_names(frame, labels), "</svg>"]) + "\n"
 
@@ -73,24 +74,118 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
+class Axis:
+    """Numbers from ``low`` to ``high`` along a side of the picture.
+
+    Args:
+        label: stands beside the axis.
+        written: makes the text of a mark.
+    """
+
+    def __init__(
+        self, label: str, low: float, high: float, written: Callable[[float], str] = "{:g}".format
+    ) -> None:
+        self.label, self.low, self.high, self.written = label, low, high, written
+
+    def share(self, value: float) -> float:
+        """Return where ``value`` lies, as a part of the axis."""
+        return (value - self.low) / (self.high - self.low)
+
+    def marks(self) -> list[float]:
+        """Return about six round numbers."""
+        return ticks(self.low, self.high, 6)
+
+
+class LogAxis(Axis):
+    """Positive numbers of which equal ratios are equally far apart.
+
+    Example:
+        >>> LogAxis("ranks", 1, 10_000).marks()
+        [1.0, 10.0, 100.0, 1000.0, 10000.0]
+    """
+
+    def share(self, value: float) -> float:
+        """Return where ``value`` lies, as a part of the axis."""
+        return math.log(value / self.low) / math.log(self.high / self.low)
+
+    def marks(self) -> list[float]:
+        """Return the powers of ten."""
+        first = math.ceil(math.log10(self.low) - 1e-9)
+        last = math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1)]
+
+
+class BytesAxis(LogAxis):
+    """Numbers of bytes, marked at powers of two.
+
+    Example:
+        >>> axis = BytesAxis("bytes", 2**10, 2**20, human_bytes)
+        >>> [axis.written(mark) for mark in axis.marks()]
+        ['1 KB', '4 KB', '16 KB', '64 KB', '256 KB', '1 MB']
+    """
+
+    def marks(self) -> list[float]:
+        """Return every second power of two."""
+        first, last = math.ceil(math.log2(self.low)), math.floor(math.log2(self.high))
+        return [2.0**power for power in range(first, last + 1, 2)]
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in the unit that fits.
+
+    Example:
+        >>> human_bytes(1536), human_bytes(4 * 2**20)
+        ('1.5 KB', '4 MB')
+    """
+    power = min(3, max(0, int(math.log2(count)) // 10)) if count >= 1 else 0
+    return f"{count / 2 ** (10 * power):g} {('bytes', 'KB', 'MB', 'GB')[power]}"
+
+
+def curves_svg(
+    curves: Mapping[str, Points], dots: Mapping[str, Points], title: str, x: Axis, y: Axis
+) -> str:
+    """Return the picture of named curves; the ``dots`` are single points, in colours that follow.
+
+    Points that are not within the axes are left out.
+    """
+    frame = _Frame(x, y)
+    parts, labels = [_head(title), *_axes(frame)], []
+    for i, (name, points) in enumerate({**curves, **dots}.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        inside = [p for p in points if frame.shows(p)]
+        if not inside:
+            continue
+        if name in curves:
+            parts.append(_line(frame, inside, colour, width=2.2, opacity=1))
+        parts += [_dot(frame, point, colour) for point in inside if name in dots]
+        labels.append((inside[-1][1], name, colour))
+    return "\n".join([*parts, *_names(frame, labels), "</svg>"]) + "\n"
+
+
 class _Frame:
     """The plane of the plot: data on one side, pixels on the other."""
 
-    def __init__(self, points: Points, levels: list[float]) -> None:
-        steps = [x for x, _ in points] or [0.0, 1.0]
-        losses = [y for _, y in points] + levels or [0.0, 1.0]
-        self.x0, self.x1 = min(0.0, *steps), max(*steps, 1.0)
-        low, high = min(losses), max(losses)
-        room = 0.06 * (high - low) or 0.5
-        self.y0, self.y1 = low - room, high + room
+    def __init__(self, across: Axis, up: Axis) -> None:
+        self.across, self.up = across, up
 
-    def x(self, step: float) -> float:
-        share = (step - self.x0) / (self.x1 - self.x0)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+    def x(self, value: float) -> float:
+        return round(LEFT + self.across.share(value) * (WIDTH - LEFT - RIGHT), 1)
 
-    def y(self, loss: float) -> float:
-        share = (loss - self.y0) / (self.y1 - self.y0)
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+    def y(self, value: float) -> float:
+        return round(HEIGHT - BOTTOM - self.up.share(value) * (HEIGHT - TOP - BOTTOM), 1)
+
+    def shows(self, point: tuple[float, float]) -> bool:
+        x, y = point
+        return self.across.low <= x <= self.across.high and self.up.low <= y <= self.up.high
+
+
+def _loss_frame(points: Points, levels: list[float]) -> _Frame:
+    steps = [x for x, _ in points] or [0.0, 1.0]
+    losses = [y for _, y in points] + levels or [0.0, 1.0]
+    low, high = min(losses), max(losses)
+    room = 0.06 * (high - low) or 0.5
+    across = Axis("step", min(0.0, *steps), max(*steps, 1.0))
+    return _Frame(across, Axis("loss", low - room, high + room))
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
@@ -122,19 +217,19 @@ def _head(title: str) -> str:
 def _axes(frame: _Frame) -> list[str]:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
-    for value in ticks(frame.y0, frame.y1, 6):
+    for value in frame.up.marks():
         y = frame.y(value)
         parts.append(f"<path d='M{LEFT} {y}H{right}' stroke='#e5e7eb'/>")
-        parts.append(_text(LEFT - 9, y + 4, f"{value:g}", "end"))
-    for value in ticks(frame.x0, frame.x1, 6):
+        parts.append(_text(LEFT - 9, y + 4, frame.up.written(value), "end"))
+    for value in frame.across.marks():
         x = frame.x(value)
         parts.append(f"<path d='M{x} {bottom}v5' stroke='#9ca3af'/>")
-        parts.append(_text(x, bottom + 20, f"{value:g}", "middle"))
+        parts.append(_text(x, bottom + 20, frame.across.written(value), "middle"))
     middle = (TOP + bottom) / 2
     parts.append(f"<path d='M{LEFT} {TOP}V{bottom}H{right}' fill='none' stroke='#9ca3af'/>")
-    parts.append(_text((LEFT + right) / 2, HEIGHT - 12, "step", "middle"))
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 12, frame.across.label, "middle"))
     turned = f"<g transform='translate(18 {middle}) rotate(-90)'>"
-    return [*parts, turned + _text(0, 0, "loss", "middle") + "</g>"]
+    return [*parts, turned + _text(0, 0, frame.up.label, "middle") + "</g>"]
 
 
 def _text(
@@ -161,9 +256,9 @@ def _line(frame: _Frame, points: Points, colour: str, width: float, opacity: flo
     )
 
 
-def _dot(frame: _Frame, point: tuple[float, float]) -> str:
+def _dot(frame: _Frame, point: tuple[float, float], colour: str) -> str:
     x, y = frame.x(point[0]), frame.y(point[1])
-    place, paint = f"cx='{x:g}' cy='{y:g}' r='3.4'", f"fill='#ffffff' stroke='{HELD_OUT}'"
+    place, paint = f"cx='{x:g}' cy='{y:g}' r='3.4'", f"fill='#ffffff' stroke='{colour}'"
     return f"<circle {place} {paint} stroke-width='2'/>"
 
 

@@ -111,7 +111,7 @@ def _printed(command: Command) -> str | None:
     if command.action == "version":
         return f"distgrad {__version__}"
     if command.action == "list_jobs":
-        return "\n".join(f"{name:<10} {doc}" for name, doc in jobs.JOBS.items())
+        return "\n".join(f"{name:<16} {doc}" for name, doc in jobs.JOBS.items())
     return None
 
 

@@ -158,7 +158,7 @@ def _through(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[int], Node 
         return values, [], None
     tensors = [values[i] for i in places]
     node = BackwardHookFunctionBackward()
-    node._edges, node.saved, node.clock = tuple(edge_of(t) for t in tensors), (), clock.now
+    node._edges, node.saved, node.clock = tuple(edge_of(t) for t in tensors), (), clock.tick()
     node._shape = tensors[0].array.shape if len(tensors) == 1 else ()
     node.likes = tuple((t.array.shape, array_namespace(t.array), t.array.dtype) for t in tensors)
     out = list(values)

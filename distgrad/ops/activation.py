@@ -16,6 +16,7 @@ from distgrad.backend.device import device_of, namespace_of, to_device
 from distgrad.backend.dtype import float64
 from distgrad.backend.random import current_generator
 from distgrad.errors import ArgumentError, DtypeError, DtypeNotImplemented, ShapeError
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.elementwise import add, div, is_complex, mul, neg, sub, tanh
 from distgrad.ops.shape import reshape, wrap_dim
 from distgrad.tensor import Tensor, wrap
@@ -296,6 +297,10 @@ def rrelu(
             f"lower={lower} should be less than or equal to upper={upper}; swap them"
         )
         recover("rrelu", error, {"input": input}, {"lower": lower, "upper": upper})
+    half = (
+        training and input.array.dtype.kind == "f"
+    )  # where PyTorch has no kernel; bfloat16 is "V"
+    refuse_kinds("rrelu", "biucn" if half else "biuc", input)
     if not training:
         return leaky_relu(input, (lower + upper) / 2)
     whole = innermost(input.array)  # slopes are fixed numbers: forward mode goes through mul
@@ -607,7 +612,7 @@ def _log1p_exp(xp: Namespace, x: Array) -> Array:
 
 
 @op("elementwise", samples=[*unary(), case(between(-90, 90, 9))], method=False,
-    d_input=lambda F, g, input: g * F.sigmoid(-input))  # fmt: skip
+    node="LogSigmoidBackward0", d_input=lambda F, g, input: g * F.sigmoid(-input))  # fmt: skip
 def logsigmoid(xp: Namespace, input: Tensor) -> Array:
     """Return ``log(sigmoid(input))``."""
     _floating(input)
@@ -616,6 +621,7 @@ def logsigmoid(xp: Namespace, input: Tensor) -> Array:
 
 
 @op("elementwise", samples=unary(apart), floats=True, method=False,
+    check=lambda input: refuse_kinds("", "b", input),
     jvp=lambda F, t_input, input: _softsign_along(F, t_input, input),
     d_input=lambda F, g, input: F.conj(_softsign_along(F, F.conj(g), input)))  # fmt: skip
 def softsign(xp: Namespace, input: Tensor) -> Array:

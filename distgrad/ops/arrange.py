@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.device import array_namespace
@@ -157,6 +158,7 @@ def tile(input: Tensor, dims: Shape) -> Tensor:
     return repeat(input, (1,) * (input.array.ndim - len(dims)) + tuple(dims))
 
 
+@takes_names
 def repeat_interleave(
     input: Tensor,
     repeats: int | Tensor | None = None,

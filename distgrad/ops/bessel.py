@@ -10,6 +10,7 @@ from typing import Any
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import between, case, given, positive, unary
 from distgrad.backend import special
+from distgrad.ops.checks import no_narrow
 from distgrad.ops.elementwise import refuse
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
@@ -69,7 +70,8 @@ def special_i1e(xp: Namespace, input: Tensor) -> Array:
     return special.i1e(xp, input)
 
 
-@op("elementwise", samples=_NEAR, floats=True, method=False, reference="special.bessel_j0",
+@op("elementwise", samples=_NEAR, floats=True,
+    check=no_narrow, method=False, reference="special.bessel_j0",
     d_input=lambda F, g, input: -g * F.special_bessel_j1(input))  # fmt: skip
 def special_bessel_j0(xp: Namespace, input: Tensor) -> Array:
     """Return the Bessel function of the first kind of order 0."""
@@ -77,7 +79,8 @@ def special_bessel_j0(xp: Namespace, input: Tensor) -> Array:
     return special.j0(xp, input)
 
 
-@op("elementwise", samples=_NEAR, floats=True, method=False, reference="special.bessel_j1",
+@op("elementwise", samples=_NEAR, floats=True,
+    check=no_narrow, method=False, reference="special.bessel_j1",
     d_input=lambda F, g, input, out: g * (
         F.special_bessel_j0(input) - _quotient(F, out, input, 0.5)
     ))  # fmt: skip
@@ -87,7 +90,8 @@ def special_bessel_j1(xp: Namespace, input: Tensor) -> Array:
     return special.j1(xp, input)
 
 
-@op("elementwise", samples=_NEAR_ABOVE, floats=True, method=False, reference="special.bessel_y0",
+@op("elementwise", samples=_NEAR_ABOVE, floats=True,
+    check=no_narrow, method=False, reference="special.bessel_y0",
     d_input=lambda F, g, input: -g * F.special_bessel_y1(input))  # fmt: skip
 def special_bessel_y0(xp: Namespace, input: Tensor) -> Array:
     """Return the Bessel function of the second kind of order 0."""
@@ -95,7 +99,8 @@ def special_bessel_y0(xp: Namespace, input: Tensor) -> Array:
     return special.y0(xp, input)
 
 
-@op("elementwise", samples=_NEAR_ABOVE, floats=True, method=False, reference="special.bessel_y1",
+@op("elementwise", samples=_NEAR_ABOVE, floats=True,
+    check=no_narrow, method=False, reference="special.bessel_y1",
     d_input=lambda F, g, input, out: g * (F.special_bessel_y0(input) - out / input))  # fmt: skip
 def special_bessel_y1(xp: Namespace, input: Tensor) -> Array:
     """Return the Bessel function of the second kind of order 1."""
@@ -103,7 +108,7 @@ def special_bessel_y1(xp: Namespace, input: Tensor) -> Array:
     return special.y1(xp, input)
 
 
-@op("elementwise", samples=_ABOVE, floats=True, method=False,
+@op("elementwise", samples=_ABOVE, floats=True, check=no_narrow, method=False,
     reference="special.modified_bessel_k0",
     d_input=lambda F, g, input: -g * F.special_modified_bessel_k1(input))  # fmt: skip
 def special_modified_bessel_k0(xp: Namespace, input: Tensor) -> Array:
@@ -112,7 +117,7 @@ def special_modified_bessel_k0(xp: Namespace, input: Tensor) -> Array:
     return special.k0(xp, input)
 
 
-@op("elementwise", samples=_ABOVE, floats=True, method=False,
+@op("elementwise", samples=_ABOVE, floats=True, check=no_narrow, method=False,
     reference="special.modified_bessel_k1",
     d_input=lambda F, g, input, out: -g * (
         F.special_modified_bessel_k0(input) + out / input
@@ -123,7 +128,7 @@ def special_modified_bessel_k1(xp: Namespace, input: Tensor) -> Array:
     return special.k1(xp, input)
 
 
-@op("elementwise", samples=_ABOVE, floats=True, method=False,
+@op("elementwise", samples=_ABOVE, floats=True, check=no_narrow, method=False,
     reference="special.scaled_modified_bessel_k0",
     d_input=lambda F, g, input, out: g * (
         out - F.special_scaled_modified_bessel_k1(input)
@@ -134,7 +139,7 @@ def special_scaled_modified_bessel_k0(xp: Namespace, input: Tensor) -> Array:
     return special.k0e(xp, input)
 
 
-@op("elementwise", samples=_ABOVE, floats=True, method=False,
+@op("elementwise", samples=_ABOVE, floats=True, check=no_narrow, method=False,
     reference="special.scaled_modified_bessel_k1",
     d_input=lambda F, g, input, out: g * (
         out - F.special_scaled_modified_bessel_k0(input) - out / input
@@ -146,6 +151,7 @@ def special_scaled_modified_bessel_k1(xp: Namespace, input: Tensor) -> Array:
 
 
 @op("elementwise", samples=[*unary(positive), case(given([-3.0, 2.5, 7.0]))], floats=True,
+    check=no_narrow,
     method=False, reference="special.spherical_bessel_j0",
     d_input=lambda F, g, input, out: g * _quotient(F, F.cos(input) - out, input, 0.0))  # fmt: skip
 def special_spherical_bessel_j0(xp: Namespace, input: Tensor) -> Array:
@@ -158,7 +164,7 @@ def special_spherical_bessel_j0(xp: Namespace, input: Tensor) -> Array:
 
 # PyTorch's own Ai is off by up to 3e-6 between -4.6 and -2.
 @op("elementwise", samples=[*unary(positive), case(given([-9.0, -5.0, -1.5, 0.0, 7.0]))],
-    floats=True, method=False, reference="special.airy_ai")  # fmt: skip
+    floats=True, check=no_narrow, method=False, reference="special.airy_ai")  # fmt: skip
 def special_airy_ai(xp: Namespace, input: Tensor) -> Array:
     """Return the Airy function Ai; as in PyTorch without a gradient."""
     refuse("c", "airy_ai", input)

@@ -9,17 +9,30 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import apart, case, integers, unary
-from distgrad.errors import ArgumentTypeError, DtypeError
+from distgrad.errors import ArgumentTypeError, DtypeError, ShapeError
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.elementwise import cos, is_complex, mul, sin
+from distgrad.ops.index import select
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
-__all__ = ["angle", "complex", "conj", "conj_physical", "imag", "polar", "real"]
+__all__ = [
+    "angle",
+    "complex",
+    "conj",
+    "conj_physical",
+    "imag",
+    "polar",
+    "real",
+    "view_as_complex",
+    "view_as_real",
+]
 
 
 @op(
     samples=[],  # a complex output is beyond the checker
     method=False,
+    widens=False,
     d_real=lambda F, g: F.real(g),
     d_imag=lambda F, g: -F.imag(g),
     jvp=lambda F, t_real, t_imag: F.complex(t_real, t_imag),
@@ -45,6 +58,7 @@ def polar(abs: Tensor, angle: Tensor) -> Tensor:
             raise ArgumentTypeError(
                 f"polar(): argument '{name}' must be Tensor, not {type(part).__name__}"
             )
+    refuse_kinds("polar", "n", abs, angle)
     if abs.array.dtype != angle.array.dtype or abs.array.dtype.kind != "f":
         error = DtypeError("Expected both inputs to be float32 or both float64 tensors")
         recover("polar", error, {"abs": abs, "angle": angle}, {})
@@ -68,18 +82,48 @@ def imag(xp: Namespace, input: Tensor) -> Array:
     return xp.imag(input)
 
 
+@op("linear", samples=[], view=True, method=False,
+    d_input=lambda F, g: F.complex(F.select(g, -1, 0), -F.select(g, -1, 1)))  # fmt: skip
+def view_as_real(xp: Namespace, input: Tensor) -> Array:
+    """Return real and imaginary parts as a last dimension of 2, on the same memory."""
+    array: Array = input
+    if not is_complex(array):
+        raise ShapeError("view_as_real is only supported for complex tensors")
+    shape, strides = (*array.shape, 2), (*array.strides, array.itemsize // 2)
+    return xp.restrided(xp.real(array), shape, strides)
+
+
+@op("linear", samples=[], view=True, method=False, d_input=lambda F, g: F.view_as_real(F.conj(g)))
+def view_as_complex(xp: Namespace, input: Tensor) -> Array:
+    """Return the complex numbers of which the last dimension holds both parts, on the same memory.
+
+    Shape:
+        input: ``(*, 2)``, float32 or float64, with both parts side by side in memory.
+    """
+    array: Array = input
+    if array.dtype.kind != "f" or array.shape[-1:] != (2,):
+        raise ShapeError("view_as_complex needs floats in a tensor with a last dimension of 2")
+    whole = 2 * array.itemsize
+    if array.strides[-1] != array.itemsize or any(step % whole for step in array.strides[:-1]):
+        raise ShapeError(
+            "Tensor must have a last dimension with stride 1 and even strides before it; use "
+            ".contiguous()"
+        )
+    return array.view(xp.result_type(array.dtype, xp.complex64))[..., 0]
+
+
 @op("linear", widens=False, samples=unary(), method=False, d_input=lambda F, g: F.conj(g))
 def conj(xp: Namespace, input: Tensor) -> Array:
     """Return the complex conjugates."""
     return xp.conj(input)
 
 
-_real_op, _conj_op = real, conj
+_conj_op = conj
 
 
-def real(input: Tensor) -> Tensor:  # type: ignore[no-redef]
+def real(input: Tensor) -> Tensor:  # type: ignore[no-redef]  # noqa: F811
     """Return the real parts, on the same memory; of a real tensor itself."""
-    return _real_op(input) if input.array.dtype.kind == "c" else input
+    return select(view_as_real(input), -1, 0) if input.array.dtype.kind == "c" else input
 
 
 def conj(input: Tensor) -> Tensor:  # type: ignore[no-redef]

@@ -8,8 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from distgrad.autograd.declare import as_method, recover
 from distgrad.autograd.outputs import takes_out
+from distgrad.backend.layout import contiguous_format
 from distgrad.errors import ShapeError
-from distgrad.ops.details import view_as_complex, view_as_real
+from distgrad.ops.complex import view_as_complex, view_as_real
 from distgrad.ops.index import select, slice_of
 from distgrad.ops.join import split, split_with_sizes, unbind
 from distgrad.ops.shape import (
@@ -46,13 +47,17 @@ def _copying(view: Callable[P, R], name: str) -> Callable[P, R]:
     @functools.wraps(view)
     def copied(*args: Any, **options: Any) -> Any:
         found: Any = view(*args, **options)
-        return clone(found) if isinstance(found, Tensor) else tuple(clone(x) for x in found)
+        return _copy(found) if isinstance(found, Tensor) else tuple(_copy(x) for x in found)
 
     copied.__name__ = copied.__qualname__ = name
     copied.__module__ = __name__
     copied.__doc__ = f"Return what ``{name.removesuffix('_copy')}`` returns, in memory of its own."
     copied.__dict__.pop("op", None)  # it is a composite
     return takes_out(copied)
+
+
+def _copy(view: Tensor) -> Tensor:
+    return clone(view, memory_format=contiguous_format)
 
 
 def _detached(input: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ def narrow_copy(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     if dim >= input.array.ndim:
         error = ShapeError(f"Expected dim < {input.array.ndim}, the number of dimensions")
         recover("narrow_copy", error, {"input": input}, {"dim": dim})
-    return clone(narrow(input, dim, start, length))
+    return _copy(narrow(input, dim, start, length))
 
 
 alias_copy = _copying(alias, "alias_copy")

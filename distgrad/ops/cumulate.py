@@ -8,6 +8,7 @@ from typing import Any
 
 from distgrad.autograd import engine
 from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import booleans, case, distinct, given, integers, real
 from distgrad.errors import ArgumentTypeError, DtypeNotImplemented, IndexOutOfRange, ShapeError
@@ -35,6 +36,8 @@ def _sum_kind(xp: Namespace, x: Any, dtype: Any) -> Any:
 
 def _accumulated(xp: Namespace, function: Any, x: Any, dim: int, dtype: Any = None) -> Array:
     place, kind = wrap_dim(dim, x.ndim), _sum_kind(xp, x, dtype)
+    if kind.kind == "b":
+        raise DtypeNotImplemented("not implemented for bool; use dtype=distgrad.int64")
     if not x.ndim:
         return xp.array(x, kind if kind.kind in "iu" else x.dtype)
     out = function(x, place, kind)
@@ -266,6 +269,7 @@ def diff(
     return out
 
 
+@takes_names
 def gradient(
     input: Tensor,
     *,
@@ -295,6 +299,8 @@ def gradient(
 
 def _gradient_dims(input: Tensor, spacing: Any, dim: Any, edge_order: int) -> list[int]:
     """Return the dimensions counted from the front, after checks of all arguments."""
+    if input.array.dtype == "uint8":
+        raise DtypeNotImplemented("torch.gradient does not support uint8 input; use .float()")
     shape = input.array.shape
     dims = list(range(len(shape))) if dim is None else [dim] if isinstance(dim, int) else dim
     dims = [wrap_dim(d, len(shape)) for d in dims]
@@ -369,6 +375,8 @@ def _intervals(
     """Return ``dim`` counted from the front and the widths of the intervals."""
     try:
         place = wrap_dim(dim, y.array.ndim)
+        if "b" in [t.array.dtype.kind for t in (y, x) if t is not None]:
+            raise DtypeNotImplemented("received a bool input for `x` or `y`; convert with .float()")
         if x is not None and dx is not None:
             raise ArgumentTypeError("takes x or dx, not both")
         if not y.array.ndim:
@@ -399,6 +407,7 @@ def _pairs(y: Tensor, dim: int) -> Tensor:
     return add(narrow(y, dim, min(1, y.array.shape[dim]), rest), narrow(y, dim, 0, rest))
 
 
+@takes_names
 def trapezoid(
     y: Tensor, x: Tensor | None = None, *, dx: float | None = None, dim: int = -1
 ) -> Tensor:
@@ -415,6 +424,7 @@ def trapezoid(
     return mul(sub(sum_of(y, place), mul(ends, 0.5)), widths)
 
 
+@takes_names
 def cumulative_trapezoid(
     y: Tensor, x: Tensor | None = None, *, dx: float | None = None, dim: int = -1
 ) -> Tensor:

@@ -19,7 +19,7 @@ from distgrad.autograd.declare import named_results, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.autograd.traced import Traced
-from distgrad.errors import DistgradError, DtypeError, DtypeNotImplemented, GradError, ShapeError
+from distgrad.errors import DistgradError, DtypeNotImplemented, GradError, ShapeError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace
 
@@ -50,7 +50,9 @@ def check_float(a: Any) -> None:
     if a.dtype.kind in "fV" and a.dtype.itemsize < 4:
         raise DtypeNotImplemented(f"not implemented for {a.dtype}; convert with .float()")
     if a.dtype.kind not in "fc":
-        raise DtypeError(f"Expected a floating point or complex tensor as input. Got {a.dtype}")
+        raise DtypeNotImplemented(
+            f"Expected a floating point or complex tensor as input. Got {a.dtype}; use .float()"
+        )
 
 
 _REASONS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, recover
-from distgrad.autograd.inplace import assign, refuse_leaf
+from distgrad.autograd.inplace import assign, in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.backend.device import CPU, array_namespace, to_device
 from distgrad.errors import (
@@ -19,16 +19,14 @@ from distgrad.errors import (
     IndexOutOfRange,
     ShapeError,
 )
-from distgrad.ops.complex import complex as complex_
 from distgrad.ops.index import check_numbers
-from distgrad.ops.join import stack
 from distgrad.ops.scatter import scatter_reduce
 from distgrad.ops.shape import clone, expand, reshape, wrap_dim
 from distgrad.tensor import Tensor, wrap
 
 __all__ = [
     "index_reduce", "is_complex", "is_floating_point", "is_signed", "is_tensor", "numel",
-    "unravel_index", "view_as_complex", "view_as_real",
+    "unravel_index",
 ]  # fmt: skip
 
 
@@ -55,28 +53,6 @@ def is_signed(input: Tensor) -> bool:
 def numel(input: Tensor) -> int:
     """Return the number of elements."""
     return input.numel()
-
-
-def view_as_real(input: Tensor) -> Tensor:
-    """Return real and imaginary parts as a last dimension of 2.
-
-    Differs from PyTorch: it is a copy.
-    """
-    if input.array.dtype.kind != "c":
-        error = ShapeError("view_as_real is only supported for complex tensors")
-        recover("view_as_real", error, {"input": input}, {})
-    return stack([input.real, input.imag], -1)
-
-
-def view_as_complex(input: Tensor) -> Tensor:
-    """Return the complex numbers of which the last dimension holds the two parts.
-
-    Differs from PyTorch: it is a copy.
-    """
-    if input.array.dtype.kind != "f" or input.array.shape[-1:] != (2,):
-        error = ShapeError("view_as_complex needs floats in a tensor with a last dimension of 2")
-        recover("view_as_complex", error, {"input": input}, {})
-    return complex_(input[..., 0], input[..., 1])
 
 
 def unravel_index(indices: Tensor, shape: int | Sequence[int]) -> tuple[Tensor, ...]:
@@ -131,16 +107,6 @@ def index_reduce(
 
 
 # ---------------------------------------------------------------------- methods alone
-def _index_reduce(
-    self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *,
-    include_self: bool = True,
-) -> Tensor:  # fmt: skip
-    """Write ``index_reduce(self, …)`` into this tensor and return it."""
-    refuse_leaf(self, "index_reduce_")
-    result = index_reduce(self, dim, index, source, reduce, include_self=include_self)
-    return assign(self, result, "index_reduce_")
-
-
 def _on_host(tensor: Tensor, name: str) -> Any:
     if tensor.requires_grad:
         error = ShapeError(f"{name}() called on a tensor that requires grad; use detach()")
@@ -165,6 +131,6 @@ def _map(self: Tensor, tensor: Tensor, callable: Callable[[Any, Any], Any]) -> T
 
 
 as_method(index_reduce)
-as_method(_index_reduce, "index_reduce_")
+as_method(in_place(index_reduce, "index_reduce_"))
 as_method(_apply, "apply_")
 as_method(_map, "map_")

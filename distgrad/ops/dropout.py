@@ -11,6 +11,7 @@ from distgrad.backend.device import device_of, to_device
 from distgrad.backend.random import current_generator
 from distgrad.errors import ArgumentError, DtypeError, ShapeError, signature
 from distgrad.ops.activation import inplace_option
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.elementwise import add, mul
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Shape
@@ -44,7 +45,9 @@ def _check_chance(name: str, input: Tensor, p: float, training: bool) -> None:
             f"{signature(name, {'input': input}, {'p': p})}: dropout probability has to be "
             f"between 0 and 1, but got {p}"
         )
-    if training and p > 0 and input.array.dtype.kind not in "fcV":
+    if training and p > 0:
+        refuse_kinds(name, "c", input)
+    if training and p > 0 and input.array.dtype.kind not in "fV":
         raise DtypeError(
             f"{name}({input._brief()}): the scaled result cannot be {input.array.dtype}; "
             "convert the input with .float() first"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distgrad.autograd.declare import as_method, cast, op
+from distgrad.autograd.declare import as_method, cast, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import (
@@ -428,12 +428,21 @@ def abs(xp: Namespace, input: Tensor) -> Array:
     return xp.abs(input)
 
 
+def _real_sign(xp: Namespace, x: Any) -> Array:
+    """Return -1, 0 or 1, and 0 for nan as in PyTorch."""
+    if x.dtype.kind == "b":
+        return xp.array(x, copy=True)
+    if x.dtype.kind == "f":
+        return xp.subtract(xp.greater(x, 0), xp.less(x, 0), dtype=x.dtype)
+    return xp.sign(x)
+
+
 @op("elementwise", samples=[*unary(apart), case(integers(5, 4, low=-5)), case(booleans(3))],
     inplace=True, d_input=lambda F, g: F.zero(g))  # fmt: skip
 def sign(xp: Namespace, input: Tensor) -> Array:
     """Return -1, 0 or 1 by the sign of each element."""
     refuse("c", "sign", input)
-    return xp.array(input, copy=True) if input.dtype == bool else xp.sign(input)  # type: ignore[comparison-overlap]
+    return _real_sign(xp, input)
 
 
 @op("elementwise", samples=[*unary(apart), case(integers(5, 4, low=-5))], inplace=True,
@@ -441,7 +450,7 @@ def sign(xp: Namespace, input: Tensor) -> Array:
     d_input=lambda F, g, input: F.conj(_turned(F, F.conj(g), input)))  # fmt: skip
 def sgn(xp: Namespace, input: Tensor) -> Array:
     """Return the sign of each element; of a complex number its direction ``input / |input|``."""
-    return xp.array(input, copy=True) if input.dtype == bool else xp.sign(input)  # type: ignore[comparison-overlap]
+    return xp.sign(input) if is_complex(input) else _real_sign(xp, input)
 
 
 def _turned(F: Any, t: Any, input: Any) -> Any:
@@ -700,7 +709,7 @@ def addcdiv(
     xp: Namespace, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
 ) -> Array:
     """Return ``input + value * tensor1 / tensor2``."""
-    if input.dtype.kind in "iu":  # type: ignore[attr-defined]
+    if input.dtype.kind in "biu":  # type: ignore[attr-defined]
         raise DtypeError(
             "Integer division with addcdiv is no longer supported; convert the tensors to float, "
             "or use input + value * trunc(tensor1 / tensor2)"
@@ -768,8 +777,31 @@ for _name, _function in (
     as_method(_function, _name)
     as_method(in_place(_function, f"{_name}_"))
 as_method(rsub)
-for _name in ("div", "idiv", "rdiv"):
+
+
+def _rdiv(self: Tensor, other: Any) -> Tensor:
+    """Return ``other / self``."""
+    if not isinstance(self, Tensor):
+        raise AttributeError(f"__rdiv__(): {type(self).__name__!r} is no tensor, has no reciprocal")
+    return div(other, self)
+
+
+_abs_: Any = vars(Tensor)["abs_"]
+
+
+def _abs_in_place(self: Tensor) -> Tensor:
+    """Write ``abs(self)`` into this tensor and return it."""
+    if self.is_complex():
+        error = DtypeError("In-place abs is not supported for complex tensors; use abs()")
+        recover("abs_", error, {"self": self}, {})
+    return _abs_(self)  # type: ignore[no-any-return]
+
+
+as_method(_abs_in_place, "abs_")
+as_method(_abs_in_place, "absolute_")
+for _name in ("div", "idiv"):
     setattr(Tensor, f"__{_name}__", getattr(Tensor, f"__{_name.replace('div', 'truediv')}__"))
+as_method(_rdiv, "__rdiv__")
 as_method(positive)
 as_method(positive, "__pos__")
 del _name, _function

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import convert, op, recover
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.outputs import takes_out
 from distgrad.backend.dtype import as_numpy, default_float
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError
@@ -367,11 +368,13 @@ def _scaled(numbers: Any, n: int, d: float, requires_grad: bool) -> Tensor:
     return wrap(numbers).requires_grad_(requires_grad)
 
 
+@takes_names
 def fftshift(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """Return the elements in the order of their frequencies, 0 in the middle."""
     return _shift("fftshift", input, dim, lambda n: n // 2)
 
 
+@takes_names
 def ifftshift(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """Return the inverse of ``fftshift``."""
     return _shift("ifftshift", input, dim, lambda n: (n + 1) // 2)

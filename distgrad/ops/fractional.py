@@ -50,8 +50,8 @@ def _fractional(
         start = _starts(xp, samples[: len(x), :, order[axis]], n, window, count)
         shape = (*start.shape[:2], *(count if a == axis else 1 for a in range(dims)))
         numbers = numbers + start.reshape(shape) * math.prod(space[axis + 1 :])
-    first = xp.broadcast_to(numbers, (*x.shape[:2], *out)).reshape(*x.shape[:2], -1)
-    rows = x.reshape(*x.shape[:2], -1)
+    first = xp.broadcast_to(numbers, (*x.shape[:2], *out)).reshape(*x.shape[:2], math.prod(out))
+    rows = x.reshape(*x.shape[:2], math.prod(space))
     best, place = xp.take_along_axis(rows, first, 2), xp.array(first)
     for offset in itertools.product(*map(range, kernel)):
         step = sum(o * math.prod(space[a + 1 :]) for a, o in enumerate(offset))

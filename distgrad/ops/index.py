@@ -153,9 +153,10 @@ def index(xp: Namespace, input: Tensor, indices: Sequence[Tensor], dims: Shape) 
         in front.
     """
     try:
-        return input[_places(indices, dims)]
+        found: Array = input[_places(indices, dims)]
     except IndexError as error:
         raise _out_of_bounds(error) from None
+    return found if found.flags.c_contiguous else xp.ascontiguousarray(found)
 
 
 @op(
@@ -278,7 +279,7 @@ def getitem(input: Tensor, index: Any) -> Tensor:
     if kind is tuple:
         if all([type(i) in _BASIC for i in index]):
             return _view(input, index)
-    elif kind is Tensor and index.array.dtype.kind == "i" and index.array.ndim:
+    elif kind is Tensor and index.array.dtype.char in "ilq" and index.array.ndim:
         if input.array.ndim and type(index.array) is type(input.array):
             return lookup(input, [index], (0,))
     elif kind in _BASIC:
@@ -298,7 +299,7 @@ def _view(input: Tensor, index: tuple[Any, ...]) -> Tensor:
     try:
         if index == (None,):
             return unsqueeze(input, 0)
-        if len(index) == input.array.ndim and all([type(i) is int for i in index]):
+        if index and len(index) == input.array.ndim and all([type(i) is int for i in index]):
             out = input
             for number in index:
                 out = select(out, 0, number)
@@ -330,6 +331,8 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
     refuse_leaf(input, "setitem")
     try:
         reader = IndexReader(input.array.shape, index)
+        if reader.one_mask and isinstance(value, Tensor) and value.array.size == 1:
+            value = _one_number(value, input.array.dtype)
         _check_value(input, value, bool(reader.arrays))
         flows = isinstance(value, Tensor) and value.requires_grad
         if mode.grad and (flows or input.requires_grad):
@@ -341,6 +344,13 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
                 _write_recorded(input, reader, value)
     except Exception as error:
         recover("setitem", error, {"input": input}, {"index": index, "value": value})
+
+
+def _one_number(value: Tensor, kind: Any) -> Tensor:
+    """Return one number in another dtype, as ``masked_fill`` takes it; no complex as a real one."""
+    if value.array.dtype == kind or (value.array.dtype.kind == "c" and kind.kind != "c"):
+        return value
+    return cast(value, kind)
 
 
 def _check_value(input: Tensor, value: Any, exact: bool) -> None:
@@ -625,7 +635,9 @@ def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -
     if where.shape != input.shape:
         shape = xp.broadcast_shapes(input.shape, where.shape)
         input, where = xp.broadcast_to(input, shape), xp.broadcast_to(where, shape)
-    out = xp.array(input, copy=True)
+        out = xp.array(input, copy=True, order="C")
+    else:
+        out = xp.array(input, copy=True)
     xp.copyto(out, value, where=where, casting="unsafe")
     return out
 

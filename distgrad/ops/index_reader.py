@@ -32,9 +32,10 @@ class IndexReader:
     Attributes:
         basic: the NumPy index of the view.
         arrays: the arrays of indices, and ``dims``: the dimensions of the view they look up.
+        masks: the numbers of dimensions of the masks, of which some of the arrays were made.
     """
 
-    __slots__ = ("arrays", "at", "basic", "dims", "out", "shape")
+    __slots__ = ("arrays", "at", "basic", "dims", "masks", "out", "shape")
 
     def __init__(self, shape: Shape, index: Any) -> None:
         """Read ``index``; raise what PyTorch raises when it does not fit ``shape``."""
@@ -42,6 +43,7 @@ class IndexReader:
         self.basic: list[Any] = []
         self.arrays: list[Any] = []
         self.dims: list[int] = []
+        self.masks: list[int] = []
         items = [_item(i) for i in (index if isinstance(index, tuple) else _unpacked(index))]
         used = sum([_consumed(i) for i in items])
         if used > len(shape):
@@ -55,6 +57,11 @@ class IndexReader:
     def whole(self) -> bool:
         """True when the view is the tensor itself."""
         return all([type(b) is slice and b == ALL for b in self.basic])
+
+    @property
+    def one_mask(self) -> bool:
+        """True when one mask is all that looks up."""
+        return self.masks == [len(self.arrays)]
 
     @property
     def found_ndim(self) -> int:
@@ -107,6 +114,7 @@ class IndexReader:
                     f"shape of the indexed tensor {list(self.shape)} at index {self.at + i}"
                 )
         self._keep(mask.ndim)
+        self.masks.append(mask.ndim)
         for i, places in enumerate(mask.nonzero()):
             self._look_up(self.out - mask.ndim + i, places)
 
@@ -119,6 +127,11 @@ ALL = slice(None)
 _WRONG = (
     "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
     "indices (got {})"
+)
+
+
+_NO_INDEX = (
+    "tensors used as indices must be long, int, byte or bool tensors, not {}; convert with .long()"
 )
 
 
@@ -139,6 +152,8 @@ def _item(item: Any) -> Any:
         return item
     if isinstance(item, Tensor):
         item = item.array
+        if item.ndim and item.dtype.itemsize < 4 and item.dtype.kind == "i":
+            raise IndexOutOfRange(_NO_INDEX.format(item.dtype))
     elif isinstance(item, list | tuple | range):
         item = numpy.asarray(item, dtype=None if len(item) else numpy.int64)
     elif isinstance(item, numpy.generic):
@@ -152,10 +167,7 @@ def _item(item: Any) -> Any:
 
 def _array_item(array: Any) -> Any:
     if array.dtype.kind not in "iub":
-        raise IndexOutOfRange(
-            "tensors used as indices must be long, int, byte or bool tensors, "
-            f"not {array.dtype}; convert with .long()"
-        )
+        raise IndexOutOfRange(_NO_INDEX.format(array.dtype))
     if not array.ndim:
         return array.item()
     return array

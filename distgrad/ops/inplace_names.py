@@ -1,6 +1,14 @@
 """Operations in place as functions: ``exp_(x)`` is ``x.exp_()``."""
 
-from distgrad.ops import bessel, compare, complex, elementwise, rounding, special  # noqa: F401
+from distgrad.ops import (  # noqa: F401
+    bessel,
+    compare,
+    complex,
+    elementwise,
+    overwrite,
+    rounding,
+    special,
+)  # fmt: skip
 from distgrad.tensor import Tensor
 
 __all__ = [
@@ -31,6 +39,7 @@ __all__ = [
     "exp2_",
     "exp_",
     "expm1_",
+    "fill_",
     "fix_",
     "floor_",
     "frac_",
@@ -60,6 +69,7 @@ __all__ = [
     "tanh_",
     "trunc_",
     "xlogy_",
+    "zero_",
 ]  # fmt: skip
 
 abs_ = Tensor.abs_
@@ -90,6 +100,7 @@ exp_ = Tensor.exp_
 exp2_ = Tensor.exp2_
 expm1_ = Tensor.expm1_
 fix_ = Tensor.fix_
+fill_ = Tensor.fill_
 floor_ = Tensor.floor_
 frac_ = Tensor.frac_
 gcd_ = Tensor.gcd_
@@ -118,3 +129,4 @@ tan_ = Tensor.tan_
 tanh_ = Tensor.tanh_
 trunc_ = Tensor.trunc_
 xlogy_ = Tensor.xlogy_
+zero_ = Tensor.zero_

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy
 
-from distgrad.autograd.declare import as_method, op, recover
+from distgrad.autograd.declare import Unlike, as_method, op, recover
+from distgrad.autograd.inplace import independent
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.dtype import joint_type
@@ -68,8 +70,7 @@ def cat(xp: Namespace, tensors: Sequence[Tensor], dim: int = 0) -> Array:
     """Return the tensors joined along dimension ``dim``; an empty vector joins anything."""
     arrays: list[Any] = list(tensors)
     if len({a.dtype for a in arrays}) > 1:
-        kind = joint_type(arrays).numpy
-        arrays = [a.astype(kind, copy=False) for a in arrays]
+        raise Unlike(joint_type(arrays).numpy)
     whole = [a for a in arrays if a.shape != (0,)] or arrays[:1]
     first = whole[0]
     if not first.ndim:
@@ -120,8 +121,7 @@ def stack(xp: Namespace, tensors: Sequence[Tensor], dim: int = 0) -> Array:
     """Return the tensors, all of one shape, joined along a new dimension ``dim``."""
     arrays: list[Any] = list(tensors)
     if len({a.dtype for a in arrays}) > 1:
-        kind = joint_type(arrays).numpy
-        arrays = [a.astype(kind, copy=False) for a in arrays]
+        raise Unlike(joint_type(arrays).numpy)
     place = wrap_dim(dim, arrays[0].ndim + 1)
     for number, a in enumerate(arrays):
         if a.shape != arrays[0].shape:
@@ -281,6 +281,7 @@ def unbind(xp: Namespace, input: Tensor, dim: int = 0) -> Array:
     return [input[(*lead, i, ...)] for i in range(input.shape[len(lead)])]
 
 
+@takes_names
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Return ``chunks`` views of one size along ``dim``; the last may be shorter, or missing."""
     try:
@@ -297,6 +298,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(split(input, -(-total // chunks), dim))
 
 
+@takes_names
 def tensor_split(
     input: Tensor, indices_or_sections: int | Sequence[int] | Tensor, dim: int = 0
 ) -> tuple[Tensor, ...]:
@@ -374,6 +376,7 @@ def _split_along(
     return tensor_split(input, where, dim)
 
 
+@takes_names
 def unsafe_split(
     tensor: Tensor, split_size: int | Sequence[int], dim: int = 0
 ) -> tuple[Tensor, ...]:
@@ -381,16 +384,18 @@ def unsafe_split(
     parts, start = [], 0
     for part in split(tensor.detach(), split_size, dim):
         length = part.array.shape[dim]
-        parts.append(narrow(tensor, dim, start, length))
+        parts.append(independent(narrow(tensor, dim, start, length)))
         start += length
     return tuple(parts)
 
 
+@takes_names
 def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Return views of the given sizes along ``dim``."""
     return tuple(split(input, list(split_sizes), dim))
 
 
+@takes_names
 def unsafe_split_with_sizes(
     input: Tensor, split_sizes: Sequence[int], dim: int = 0
 ) -> tuple[Tensor, ...]:
@@ -403,6 +408,7 @@ def _split_method(self: Tensor, split_size: int | Sequence[int], dim: int = 0) -
     return split(self, split_size, dim)
 
 
+@takes_names
 def unsafe_chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Return what ``chunk`` does; the parts may be changed in place."""
     sizes = [part.array.shape[dim] for part in chunk(input.detach(), chunks, dim)]

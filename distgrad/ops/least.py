@@ -53,6 +53,7 @@ def _d_pinv(F: Any, g: Any, A: Any, out: Any) -> Any:
     method=False,
     widens=False,
     reference="linalg.pinv",
+    node="LinalgPinvBackward0",
     d_A=in_adjoints(_d_pinv),
 )
 def pinv_by_svd(

@@ -15,6 +15,7 @@ from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops import matmul as _products
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.compare import where
 from distgrad.ops.decompose import (
     LinAlgError,
@@ -98,6 +99,7 @@ def _made_regular(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     method=False,
     widens=False,
     reference="linalg.det",
+    node="LinalgDetBackward0",
     d_A=lambda F, g, A: F.unsqueeze(F.unsqueeze(g, -1), -1) * F.cofactors(A),
 )
 def det(xp: Namespace, A: Tensor) -> Array:
@@ -147,6 +149,7 @@ def _t_slogdet(F: Any, A: Any, t_A: Any) -> Any:
     widens=False,
     reference="linalg.slogdet",
     jvp=_t_slogdet,
+    node="LinalgSlogdetBackward0",
     d_A=in_adjoints(_d_slogdet),
 )
 def slogdet(xp: Namespace, A: Tensor) -> Array:
@@ -383,6 +386,7 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
 @takes_out
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """Return the dot products of vectors along ``dim``."""
+    refuse_kinds("vecdot", "biu", x, y)
     if x.array.dtype != y.array.dtype:
         error = DtypeError(
             f"Expected x and y to have the same dtype, but found x of type {x.array.dtype} and y "
@@ -410,6 +414,7 @@ def vander(x: Tensor, N: int | None = None) -> Tensor:
         x: vectors ``(*, n)``.
         N: the number of columns; ``n`` by default.
     """
+    refuse_kinds("vander", "bn", x)
     count = (x.array.shape[-1] if x.array.ndim else 1) if N is None else N
     if count <= 1 and N is not None:
         recover("vander", ShapeError("N must be greater than 1."), {"x": x}, {"N": N})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy
 
 from distgrad.autograd.declare import recover
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, signature
 from distgrad.ops.activation import logsigmoid
@@ -28,6 +29,7 @@ __all__ = [
 
 
 # ---------------------------------------------------------------------- distances
+@takes_names
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return the cosine of the angle between ``x1`` and ``x2`` along ``dim``.
 
@@ -52,6 +54,7 @@ def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
     return x / at_least(size, eps)
 
 
+@takes_names
 def pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
@@ -106,7 +109,7 @@ def margin_ranking_loss(
             f"{signature('margin_ranking_loss', named, {})}: All input tensors should have same "
             "dimension"
         )
-    return reduced(clamp_min(-target * (input1 - input2) + margin, 0), reduction)
+    return reduced(clamp_min(-target * (input1 - input2) + float(margin), 0), reduction)
 
 
 def cosine_embedding_loss(

@@ -18,6 +18,7 @@ from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.compare import logical_or
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.reduce import sum as sum_
@@ -377,7 +378,6 @@ def _d_weight(F: Any, g: Any, input: Any, weight_shape: Any) -> Any:
 
 # ---------------------------------------------------------------------- several dimensions at once
 @takes_out
-@takes_out
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """Return the sums of products over ``dims`` of ``a`` and ``b``.
 
@@ -480,7 +480,6 @@ def multiply_chain(matrices: Sequence[Tensor]) -> Tensor:
 
 
 @takes_out
-@takes_out
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """Return the cross product of vectors of three elements along ``dim``; the rest broadcasts.
 
@@ -496,6 +495,7 @@ def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
 
 
 def cross_product(input: Tensor, other: Tensor, dim: int) -> Tensor:
+    refuse_kinds("cross", "b", input, other)
     a, b = input.array.shape, other.array.shape
     try:
         if len(a) != len(b):

@@ -16,6 +16,7 @@ from distgrad.errors import ArgumentTypeError, ShapeError
 from distgrad.ops.arrange import flip
 from distgrad.ops.shape import clone, to_dtype
 from distgrad.tensor import Tensor
+from distgrad.tensor import is_inference as made_in_inference
 from distgrad.typing import Array, Namespace
 
 __all__ = [
@@ -273,8 +274,8 @@ def resolve_neg(input: Tensor) -> Tensor:
 
 
 def is_inference(input: Tensor) -> bool:
-    """Return False: what ``inference_mode`` makes is an ordinary tensor."""
-    return False
+    """Return True for a tensor on memory that was allocated in ``inference_mode``."""
+    return made_in_inference(input)
 
 
 # ---------------------------------------------------------------------- as a Python container

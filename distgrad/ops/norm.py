@@ -669,6 +669,7 @@ def native_group_norm(
     Shape:
         input: ``N * C * HxW`` elements, weight and bias: ``(C)``; mean and rstd: ``(N, group)``.
     """
+    demand_floating(input.array)
     if group <= 0 or C % group:
         raise ShapeError(
             f"{signature('native_group_norm', {'input': input}, {'group': group})}: Expected "

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import between, case, given
+from distgrad.ops.checks import no_narrow
 from distgrad.ops.elementwise import refuse
 from distgrad.typing import Array, Namespace, TensorLike
 
@@ -73,7 +74,7 @@ _BY_ANGLE: dict[str, Callable[..., Array]] = {
 }
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.chebyshev_polynomial_t")  # fmt: skip
 def special_chebyshev_polynomial_t(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Chebyshev polynomial of the first kind of degree ``n``."""
@@ -81,7 +82,7 @@ def special_chebyshev_polynomial_t(xp: Namespace, input: TensorLike, n: TensorLi
     return _chebyshev(xp, "T", x, n, x)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.chebyshev_polynomial_u")  # fmt: skip
 def special_chebyshev_polynomial_u(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Chebyshev polynomial of the second kind of degree ``n``."""
@@ -89,7 +90,7 @@ def special_chebyshev_polynomial_u(xp: Namespace, input: TensorLike, n: TensorLi
     return _chebyshev(xp, "U", x, n, x + x)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.chebyshev_polynomial_v")  # fmt: skip
 def special_chebyshev_polynomial_v(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Chebyshev polynomial of the third kind of degree ``n``."""
@@ -97,7 +98,7 @@ def special_chebyshev_polynomial_v(xp: Namespace, input: TensorLike, n: TensorLi
     return _chebyshev(xp, "V", x, n, x + x - 1)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.chebyshev_polynomial_w")  # fmt: skip
 def special_chebyshev_polynomial_w(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Chebyshev polynomial of the fourth kind of degree ``n``."""
@@ -105,7 +106,7 @@ def special_chebyshev_polynomial_w(xp: Namespace, input: TensorLike, n: TensorLi
     return _chebyshev(xp, "W", x, n, x + x + 1)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.shifted_chebyshev_polynomial_t")  # fmt: skip
 def special_shifted_chebyshev_polynomial_t(
     xp: Namespace, input: TensorLike, n: TensorLike
@@ -115,7 +116,7 @@ def special_shifted_chebyshev_polynomial_t(
     return _chebyshev(xp, "T", x, n, x)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.shifted_chebyshev_polynomial_u")  # fmt: skip
 def special_shifted_chebyshev_polynomial_u(
     xp: Namespace, input: TensorLike, n: TensorLike
@@ -125,7 +126,7 @@ def special_shifted_chebyshev_polynomial_u(
     return _chebyshev(xp, "U", x, n, x + x)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.shifted_chebyshev_polynomial_v")  # fmt: skip
 def special_shifted_chebyshev_polynomial_v(
     xp: Namespace, input: TensorLike, n: TensorLike
@@ -135,7 +136,7 @@ def special_shifted_chebyshev_polynomial_v(
     return _chebyshev(xp, "V", x, n, x + x - 1)
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.shifted_chebyshev_polynomial_w")  # fmt: skip
 def special_shifted_chebyshev_polynomial_w(
     xp: Namespace, input: TensorLike, n: TensorLike
@@ -151,7 +152,7 @@ def _last_hermite(x: Array) -> int:
     return 128 if x.dtype.itemsize < 8 else 512
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.hermite_polynomial_h")  # fmt: skip
 def special_hermite_polynomial_h(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the physicist's Hermite polynomial of degree ``n``."""
@@ -162,7 +163,7 @@ def special_hermite_polynomial_h(xp: Namespace, input: TensorLike, n: TensorLike
     )  # fmt: skip
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.hermite_polynomial_he")  # fmt: skip
 def special_hermite_polynomial_he(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the probabilist's Hermite polynomial of degree ``n``."""
@@ -173,7 +174,7 @@ def special_hermite_polynomial_he(xp: Namespace, input: TensorLike, n: TensorLik
     )  # fmt: skip
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.laguerre_polynomial_l")  # fmt: skip
 def special_laguerre_polynomial_l(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Laguerre polynomial of degree ``n``."""
@@ -184,7 +185,7 @@ def special_laguerre_polynomial_l(xp: Namespace, input: TensorLike, n: TensorLik
     )  # fmt: skip
 
 
-@op("elementwise", samples=_SAMPLES, floats=True, method=False,
+@op("elementwise", samples=_SAMPLES, floats=True, check=no_narrow, method=False,
     reference="special.legendre_polynomial_p")  # fmt: skip
 def special_legendre_polynomial_p(xp: Namespace, input: TensorLike, n: TensorLike) -> Array:
     """Return the Legendre polynomial of degree ``n``."""

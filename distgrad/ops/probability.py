@@ -12,7 +12,9 @@ from distgrad.autograd.samples import between, broadcast_pairs, case, given, pos
 from distgrad.backend import special
 from distgrad.backend.dtype import default_float
 from distgrad.errors import DistgradError, DtypeNotImplemented, ShapeError
+from distgrad.ops.checks import no_narrow
 from distgrad.ops.elementwise import refuse
+from distgrad.ops.shape import clone
 from distgrad.ops.special import lgamma
 from distgrad.tensor import Tensor
 from distgrad.typing import Array, Namespace, TensorLike
@@ -37,7 +39,8 @@ def special_entr(xp: Namespace, input: Tensor) -> Array:
     return xp.where(xp.isnan(input), input, xp.where(xp.equal(input, 0), kind(0), negative))
 
 
-@op("elementwise", samples=[*unary(), case(given([-5.0, 30.0, 0.0]))], floats=True, method=False,
+@op("elementwise", samples=[*unary(), case(given([-5.0, 30.0, 0.0]))], floats=True,
+    check=no_narrow, method=False,
     reference="special.erfcx",
     d_input=lambda F, g, input, out: g * (2 * input * out - 2 / math.sqrt(math.pi)))  # fmt: skip
 def special_erfcx(xp: Namespace, input: Tensor) -> Array:
@@ -54,7 +57,8 @@ def special_ndtr(xp: Namespace, input: Tensor) -> Array:
     return xp.erfc(xp.multiply(input, -math.sqrt(0.5))) * input.dtype.type(0.5)  # type: ignore[attr-defined]
 
 
-@op("elementwise", samples=[*unary(), case(given([-30.0, 9.0]))], floats=True, method=False,
+@op("elementwise", samples=[*unary(), case(given([-30.0, 9.0]))], floats=True,
+    check=no_narrow, method=False,
     reference="special.log_ndtr",
     d_input=lambda F, g, input: g / F.special_erfcx(input * -math.sqrt(0.5)) * _ROOT)  # fmt: skip
 def special_log_ndtr(xp: Namespace, input: Tensor) -> Array:
@@ -64,7 +68,7 @@ def special_log_ndtr(xp: Namespace, input: Tensor) -> Array:
 
 
 @op("elementwise", samples=[*unary(lambda *s: between(0.1, 0.9, *s)), case(given([0.001, 0.999]))],
-    floats=True, method=False, reference="special.ndtri",
+    floats=True, check=no_narrow, method=False, reference="special.ndtri",
     d_input=lambda F, g, out: g * (F.exp(out * out * 0.5) * math.sqrt(2 * math.pi)))  # fmt: skip
 def special_ndtri(xp: Namespace, input: Tensor) -> Array:
     """Return the inverse of ``ndtr``."""
@@ -91,7 +95,7 @@ _ORDERS = given([1.5, 2.0, 7.0])
 
 
 @op("elementwise", samples=[case(_ORDERS, positive(3)), case(_ORDERS, positive(2, 1))],
-    floats=True, method=False, reference="special.zeta",
+    floats=True, check=no_narrow, method=False, reference="special.zeta",
     d_q=lambda F, g, input, q: -g * input * F.special_zeta(input + 1, q))  # fmt: skip
 def special_zeta(xp: Namespace, input: TensorLike, q: TensorLike) -> Array:
     """Return Hurwitz's zeta function Σ (q + k)^-input, for ``input`` above 1; gradient in ``q``."""
@@ -149,8 +153,13 @@ def mvlgamma(input: Tensor, p: int) -> Tensor:
     return total + p * (p - 1) / 4 * math.log(math.pi)
 
 
+def _mvlgamma_of_copy(self: Tensor, p: int) -> Tensor:
+    """Return ``mvlgamma(self, p)`` whose graph keeps no memory that is written over."""
+    return mvlgamma(clone(self), p)
+
+
 entr, erfcx, ndtr, log_ndtr = special_entr, special_erfcx, special_ndtr, special_log_ndtr
 ndtri, xlog1py, zeta = special_ndtri, special_xlog1py, special_zeta
 gammainc, gammaincc = igamma, igammac
 as_method(mvlgamma)
-as_method(in_place(mvlgamma, "mvlgamma_"))
+as_method(in_place(_mvlgamma_of_copy, "mvlgamma_"))

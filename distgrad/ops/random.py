@@ -19,6 +19,7 @@ from distgrad.autograd.mode import mode
 from distgrad.autograd.outputs import into, takes_out
 from distgrad.autograd.traced import Traced, innermost
 from distgrad.backend import random as _random
+from distgrad.backend import rejection
 from distgrad.backend.device import array_namespace, device_of, to_device
 from distgrad.backend.dtype import as_numpy, from_numpy, iinfo, int64
 from distgrad.backend.random import Generator, current_generator, default_generator, use_generator
@@ -32,6 +33,7 @@ from distgrad.errors import (
 from distgrad.ops.create import (
     DeviceLike,
     checked,
+    empty_like,
     factory,
     finish,
     numpy_dtype,
@@ -201,6 +203,9 @@ def rand_like(
 ) -> Tensor:  # fmt: skip
     """Return uniform samples on [0, 1) in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("rand_like", input, dtype, device)
+    if _keeps_strides(input, memory_format):
+        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        return uniform_(made, generator=generator).requires_grad_(requires_grad)
     return rand(input.array.shape, generator=generator, dtype=kind, device=place,
                 requires_grad=requires_grad)  # fmt: skip
 
@@ -212,6 +217,9 @@ def randn_like(
 ) -> Tensor:  # fmt: skip
     """Return normal samples in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("randn_like", input, dtype, device)
+    if _keeps_strides(input, memory_format):
+        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        return normal_(made, generator=generator).requires_grad_(requires_grad)
     return randn(input.array.shape, generator=generator, dtype=kind, device=place,
                  requires_grad=requires_grad)  # fmt: skip
 
@@ -227,8 +235,18 @@ def randint_like(
     """
     kind, place = _alike("randint_like", input, dtype, device)
     low, high = (0, low) if high is None else (low, high)
+    if _keeps_strides(input, memory_format):
+        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        return random_(made, low, high, generator=generator).requires_grad_(requires_grad)
     return randint(low, high, input.array.shape, generator=generator, dtype=kind, device=place,
                    requires_grad=requires_grad)  # fmt: skip
+
+
+def _keeps_strides(input: Tensor, memory_format: Any) -> bool:
+    """Return whether to fill memory laid out like that of ``input``, in its order."""
+    if isinstance(input.array, Traced):
+        return False
+    return memory_format is not None or not input.array.flags.c_contiguous
 
 
 def _alike(name: str, input: Tensor, dtype: Any, device: DeviceLike) -> tuple[Any, Any]:
@@ -374,7 +392,8 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
         raise ShapeError(
             f"poisson({input._brief()}): invalid Poisson rate, expected rate to be non-negative"
         )
-    drawn = (generator or current_generator()).poisson(rates).astype(array.dtype)
+    source = generator or current_generator()
+    drawn = source.one_by_one(rejection.poisson, rates).astype(array.dtype)
     return _untouched(wrap(to_device(drawn, device_of(array))), [input])
 
 
@@ -415,7 +434,9 @@ def multinomial(
     source = generator or current_generator()
     if not replacement or num_samples == 1:
         # The least of exponential times with these rates is a sample; so are the next ones.
-        order = weights / source.exponential(weights.shape, weights.dtype)
+        times = numpy.empty_like(weights)
+        _random.fill(times, lambda shape: source.exponential(shape, weights.dtype))
+        order = weights / times
         if num_samples == 1:
             found = numpy.argmax(order, -1, keepdims=True)
         else:
@@ -617,6 +638,8 @@ def cauchy_(
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     """Fill this tensor with numbers of trials up to the first success of probability ``p``."""
     kind, source = self.array.dtype, generator or current_generator()
+    if kind.kind in "bc":
+        raise DtypeNotImplemented(f"geometric_({self._brief()}): not implemented for {kind}")
     if not 0 < p < 1:
         raise ShapeError(
             f"geometric_({self._brief()}): geometric_ expects p to be in (0, 1), but got p={p}"

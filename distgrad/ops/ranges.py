@@ -263,7 +263,7 @@ def _triangle(
     if row < 0 or col < 0:
         raise ShapeError(f"{name}({row}, {col}): sizes must be non-negative")
     kind = numpy.dtype(numpy.int64) if dtype is None else numpy_dtype(dtype, name)
-    if kind.kind != "i":
+    if kind.kind != "i" or kind.itemsize < 4:
         raise DtypeNotImplemented(f'{name}(): "{name}" not implemented for {kind}')
     array = numpy.stack(function(row, offset, col)).astype(kind, copy=False)
     return finish(array, placed(device), False, name)

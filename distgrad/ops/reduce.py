@@ -430,7 +430,9 @@ def std_mean(
 # ---------------------------------------------------------------------- extremes
 def shared_among_ties(F: Any, g: Any, input: Any, out: Any, dim: Dim, keepdim: bool) -> Any:
     """Return the gradient of an extreme, in equal parts for all elements that attain it."""
-    at = F.to_dtype(input == kept(F, out, input.shape, dim, keepdim), dtype_of(g))
+    whole = kept(F, out, input.shape, dim, keepdim)
+    same = (input == whole) | ((input != input) & (whole != whole))  # nan attains nan
+    at = F.to_dtype(same, dtype_of(g))
     share = at / F.sum(at, dim, True)
     return kept(F, g, input.shape, dim, keepdim) * share
 

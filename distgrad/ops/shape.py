@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.autograd.declare import as_method, as_property, op, recover
+from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.samples import case, real, unary
 from distgrad.backend.layout import contiguous_format, laid_out, order_of
 from distgrad.errors import (
@@ -316,15 +317,18 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
             raise ShapeError("flatten() has invalid args: start_dim cannot come after end_dim")
     except Exception as error:
         recover("flatten", error, {"input": input}, {"start_dim": start_dim, "end_dim": end_dim})
+    if shape and start == end:
+        return input
     joined = math.prod(shape[start : end + 1])
     return reshape(input, (*shape[:start], joined, *shape[end + 1 :]))
 
 
 def ravel(input: Tensor) -> Tensor:
-    """Return the elements in one row."""
-    return reshape(input, (-1,))
+    """Return the elements in one row: a view of contiguous memory, else a copy."""
+    return reshape(contiguous(input), (-1,))
 
 
+@takes_names
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Return ``input`` with dimension ``dim`` split into ``sizes``, of which one may be -1.
 

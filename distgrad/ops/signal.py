@@ -12,8 +12,8 @@ from distgrad.autograd.declare import as_method, recover
 from distgrad.backend.dtype import as_numpy
 from distgrad.errors import ArgumentTypeError, DistgradError, DtypeError, ShapeError
 from distgrad.ops.arrange import constant_pad_nd, pad
+from distgrad.ops.complex import view_as_real
 from distgrad.ops.create import factory, finish, ones, placed
-from distgrad.ops.details import view_as_real
 from distgrad.ops.elementwise import div, mul
 from distgrad.ops.fft import fft_c2c, fft_c2r, fft_r2c
 from distgrad.ops.reduce import amin

@@ -12,6 +12,7 @@ from distgrad.autograd.samples import case, distinct, given, integers, positive,
 from distgrad.autograd.traced import innermost
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentTypeError, DtypeError, DtypeNotImplemented, ShapeError
+from distgrad.ops.checks import refuse_kinds, sortable
 from distgrad.ops.compare import clamp, isnan, logical_not, where
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.reduce import sum as sum_of
@@ -49,6 +50,7 @@ def _ordered(name: str, x: Any, refused: str) -> None:
 
 def _order(xp: Namespace, x: Any, dim: int, descending: bool) -> Any:
     """Return the indices that sort ``x`` along ``dim``; equals keep their order."""
+    x = sortable(xp, x)
     if not descending:
         return xp.argsort(x, axis=dim, kind="stable")
     last = x.shape[dim] - 1
@@ -86,6 +88,7 @@ def argsort(
     xp: Namespace, input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
 ) -> Array:
     """Return the indices that sort along ``dim``."""
+    _ordered("argsort", input, "c")
     place = wrap_dim(dim, input.ndim)
     return _order(xp, input, place, descending) if input.ndim else xp.zeros((), xp.int64)
 
@@ -134,7 +137,7 @@ def _extreme(xp: Namespace, x: Any, k: int, dim: int, largest: bool) -> Any:
     """Return the indices of the ``k`` extreme elements in the order of their places."""
     size = x.shape[dim]
     part = slice(size - k, None) if largest else slice(k)
-    found = xp.argpartition(x, size - k if largest else k - 1, axis=dim)
+    found = xp.argpartition(sortable(xp, x), size - k if largest else k - 1, axis=dim)
     return xp.sort(found[(slice(None),) * dim + (part,)], axis=dim)
 
 
@@ -204,13 +207,14 @@ def searchsorted(
             f"got side={side!r}, right={right}"
         )
     rows: Any = sorted_sequence
-    _ordered("searchsorted", rows, "c")
+    _ordered("searchsorted", rows, "bc")
     if sorter is not None:
         if getattr(sorter, "array", sorter).dtype != xp.int64:
             raise DtypeError("torch.searchsorted(): sorter must be a tensor of long dtype")
         rows = xp.take_along_axis(rows, getattr(sorter, "array", sorter), -1)
     where = side or ("right" if right else "left")
     kind = xp.int32 if out_int32 else xp.int64
+    rows, input = sortable(xp, rows), sortable(xp, input)
     if rows.ndim == 1:
         return xp.asarray(xp.searchsorted(rows, input, where)).astype(kind)
     values: Any = input
@@ -257,6 +261,8 @@ def isin(
     invert: bool = False,
 ) -> Array:
     """Return True for every element that is among ``test_elements``."""
+    for part in (elements, test_elements):
+        _ordered("isin", part, "bc")
     return xp.isin(elements, test_elements, assume_unique, invert)
 
 
@@ -337,8 +343,10 @@ def unique(
         _ordered("unique", input.array, "c")
         place = None if dim is None else wrap_dim(dim, input.array.ndim)
         found, inverse, counts = xp.unique(
-            input.array, return_inverse=True, return_counts=True, axis=place, equal_nan=False
-        )
+            sortable(xp, input.array), return_inverse=True, return_counts=True, axis=place,
+            equal_nan=False,
+        )  # fmt: skip
+        found = found.astype(input.array.dtype, copy=False)
     except Exception as error:
         recover("unique", error, {"input": input}, {"dim": dim})
     shape = input.array.shape if dim is None else (-1,)
@@ -358,6 +366,7 @@ def unique_consecutive(
         >>> dg.unique_consecutive(dg.tensor([1, 1, 2, 1]))
         tensor([1, 2, 1])
     """
+    refuse_kinds("unique_consecutive", "c", input)
     xp = array_namespace(input.array)
     x = input.array
     try:

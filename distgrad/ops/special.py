@@ -68,6 +68,7 @@ def digamma(xp: Namespace, input: Tensor) -> Array:
     d_input=lambda F, g, input, n: g * F.polygamma(n + 1, input))  # fmt: skip
 def polygamma(xp: Namespace, n: int, input: Tensor) -> Array:
     """Return the derivative number ``n`` of ``digamma``."""
+    refuse("c" if n else "", "polygamma", input)
     if n < 0:
         raise ShapeError("polygamma(n, x) does not support negative n.")
     return xp.polygamma(n, input) if n else xp.digamma(input)

@@ -15,18 +15,22 @@ from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import default_float
 from distgrad.errors import (
     ArgumentError,
+    ArgumentTypeError,
     DistgradError,
     DtypeError,
     DtypeNotImplemented,
+    IndexOutOfRange,
     ShapeError,
 )
+from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.compare import clamp, where
+from distgrad.ops.elementwise import refuse
 from distgrad.ops.index import index_select
 from distgrad.ops.linalg import matrix_norm, vector_norm
 from distgrad.ops.matmul import matmul
 from distgrad.ops.reduce import sum as sum_
 from distgrad.ops.reduce import vector_norm as _vector_norm
-from distgrad.ops.shape import mT, reshape, unsqueeze, wrap_dim
+from distgrad.ops.shape import clone, mT, reshape, unsqueeze, wrap_dim
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Dim, Namespace
 
@@ -39,6 +43,11 @@ __all__ = [
 # ---------------------------------------------------------------------- distances
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """Return the ``p``-norm of ``input - other``."""
+    for name, part in (("input", input), ("other", other)):
+        if not isinstance(part, Tensor):
+            raise ArgumentTypeError(
+                f"dist(): argument '{name}' must be Tensor, not {type(part).__name__}"
+            )
     return vector_norm(input - other, p)
 
 
@@ -61,6 +70,7 @@ def cdist(
     Args:
         compute_mode: has no effect: differences are always formed, which loses no digits.
     """
+    refuse_kinds("cdist", "biucn", x1, x2)
     a, b = x1.array, x2.array
     error: DistgradError | None = None
     if a.ndim < 2 or b.ndim < 2:
@@ -84,6 +94,7 @@ def cdist(
 
 def pdist(input: Tensor, p: float = 2) -> Tensor:
     """Return the ``p``-norms of the differences of all pairs of different rows of a matrix."""
+    refuse_kinds("pdist", "biucn", input)
     if input.array.ndim != 2:
         error = ShapeError(f"pdist only supports 2D tensors, got: {input.array.ndim}D")
         recover("pdist", error, {"input": input}, {"p": p})
@@ -107,6 +118,11 @@ def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
         recover("renorm", error, {"input": input}, {"p": p, "dim": dim, "maxnorm": maxnorm})
     norms = vector_norm(input, p, tuple(d for d in range(ndim) if d != place), True)
     return input * where(norms > maxnorm, maxnorm / (norms + 1e-7), 1.0)
+
+
+def _renorm_of_copy(self: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """Return ``renorm(self, …)`` whose graph keeps no memory that is written over."""
+    return renorm(clone(self), p, dim, maxnorm)
 
 
 @takes_out
@@ -151,6 +167,7 @@ def cov(
         fweights: how often each observation was made.
         aweights: how much each observation counts.
     """
+    refuse_kinds("cov", "b", input)
     if input.array.ndim > 2:
         error = ShapeError(
             f"expected input to have two or fewer dimensions, got {input.array.ndim}"
@@ -211,11 +228,12 @@ def corrcoef(input: Tensor) -> Tensor:
 )  # fmt: skip
 def mode(xp: Namespace, input: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
     """Return the most frequent value along ``dim`` (the least of several), and where it stands."""
+    refuse("c", "mode", input)
+    axis = wrap_dim(dim, input.ndim)
     if not input.ndim:
         return xp.array(input, copy=True), xp.zeros((), xp.int64)
-    axis = wrap_dim(dim, input.ndim)
     if not input.shape[axis]:
-        raise ShapeError(f"mode(): Expected reduction dim {dim} to have non-zero size.")
+        raise IndexOutOfRange(f"mode(): Expected reduction dim {dim} to have non-zero size.")
     rows = xp.moveaxis(input, axis, -1)
     order = xp.argsort(rows, axis=-1, kind="stable")
     ordered = xp.take_along_axis(rows, order, -1)
@@ -255,6 +273,7 @@ def histogram(
         weight: what each element counts.
         density: divide by the total and by the widths.
     """
+    refuse_kinds("histogram", "n", input)
     x = input.array
     xp = array_namespace(x)
     if x.dtype.kind != "f":
@@ -291,6 +310,7 @@ def histogramdd(
         weight: what each point counts.
         density: divide by the total and by the volumes.
     """
+    refuse_kinds("histogramdd", "n", input)
     x = input.array
     xp = array_namespace(x)
     dims = x.shape[-1] if x.ndim else 0
@@ -351,5 +371,5 @@ as_method(cov)
 as_method(corrcoef)
 as_method(norm)
 as_method(renorm)
-setattr(Tensor, "renorm_", in_place(renorm, "renorm_"))  # noqa: B010  (mypy knows no such name)
+setattr(Tensor, "renorm_", in_place(_renorm_of_copy, "renorm_"))  # noqa: B010  (mypy knows no such name)
 as_method(histogram)

@@ -366,8 +366,8 @@ def set_(
     if size is not None:
         source = as_strided(source.detach(), size, stride or _row_major(size), storage_offset)
     _separate(self)
-    self.array = source.array
-    self._shared = shared_of(source)
+    self.array, self._shared = source.array, None
+    shared_of(self).bump()
     return self
 
 

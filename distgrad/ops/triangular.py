@@ -78,6 +78,7 @@ _FIRM = between(1.0, 2.0, 3, 3)
     method=False,
     widens=False,
     reference="linalg.solve_triangular",
+    node="LinalgSolveTriangularBackward0",
     formula=lambda F, A, B, upper, left, unitriangular: _by_solve(
         F, A, B, upper, left, unitriangular
     ),

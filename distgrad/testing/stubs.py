@@ -62,7 +62,7 @@ def generate() -> str:
             parts.append("\n".join(_class(node)) + "\n")
         elif isinstance(node, ast.FunctionDef):
             parts.append(_from_source(node, "") + "\n")
-    parts.append("ndarray = numpy.ndarray\nclock: Clock\n")
+    parts.append("ndarray = numpy.ndarray\nclock: Clock\nUNTRACKED: Shared\n")
     return "\n".join(parts)
 
 

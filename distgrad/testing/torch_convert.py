@@ -115,15 +115,32 @@ def array_of(value: Any) -> Any:
     return value.numpy()
 
 
-def copied(value: Any) -> Any:
-    """Return a tensor with the values of one of PyTorch, as the same view of as much memory."""
+def tensor_of(array: Any) -> Any:
+    """Return a tensor of PyTorch with the memory of a NumPy array."""
+    import torch  # an extra of the tests
+
+    if array.dtype.kind == "V":  # bfloat16
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def copied(value: Any, memories: dict[Any, Any]) -> Any:
+    """Return a tensor with the values of one of PyTorch, as the same view of as much memory.
+
+    Args:
+        memories: copies of memory so far: what shares memory there shares it here.
+    """
     import torch  # an extra of the tests
 
     value = value.detach().resolve_conj().resolve_neg()
     if torch._is_zerotensor(value):
         return dg.from_numpy(array_of(value).copy())
     count = value.untyped_storage().nbytes() // value.itemsize
-    memory = dg.from_numpy(array_of(torch.as_strided(value, (count,), (1,), 0)).copy())
+    key = value.untyped_storage().data_ptr(), value.dtype
+    if key not in memories:
+        memory = dg.from_numpy(array_of(torch.as_strided(value, (count,), (1,), 0)).copy())
+        memories[key] = memory, value  # which keeps the address its own
+    memory = memories[key][0]
     if value.is_contiguous() and count == value.numel():
         return memory.view(tuple(value.shape))
     return memory.as_strided(tuple(value.shape), value.stride(), value.storage_offset())
@@ -140,6 +157,7 @@ class Converter:
         self.tracks = tracks
         self.memo: dict[int, tuple[Any, Any]] = {}
         self.leaves: list[tuple[Any, Any]] = []
+        self.memories: dict[Any, Any] = {}
 
     def __call__(self, value: Any) -> Any:
         return tree_map(self._one, value)
@@ -165,8 +183,9 @@ class Converter:
 
     def tensor(self, value: Any) -> Any:
         """Return a new tensor with the values and strides of ``value``."""
-        made = copied(value)
-        if self.tracks and value.requires_grad:
+        made = copied(value, self.memories)
+        lost = value.is_leaf and value._is_view()  # PyTorch gives such a one no gradient
+        if self.tracks and value.requires_grad and not lost:
             made.requires_grad_()
             self.leaves.append((made, value))
         return made
@@ -241,6 +260,45 @@ def _same_values(a: Any, b: Any, slack: float) -> None:
             f"{kind}: {int((~good).sum())} of {good.size} values differ, first at {first}: "
             f"{a[first]!r}, not {b[first]!r}"
         )
+
+
+def as_near(got: Any, want: Any, exact: Any) -> bool:
+    """Return whether ``got`` is no further from the exact result than twice what ``want`` is."""
+    kind = str(array_of(want).dtype)
+    a, b = got.detach().numpy(), array_of(want)
+    if kind not in TOLERANCE or str(a.dtype) != kind or a.shape != b.shape:
+        return kind not in TOLERANCE and bool(np.array_equal(a, b))
+    c = np.asarray(array_of(exact))
+    a, b = a.astype(c.dtype), b.astype(c.dtype)
+    known = np.isfinite(c)
+    rtol, atol = TOLERANCE[kind]
+    bound = atol + rtol * np.abs(c) + 2 * np.abs(b - c).max(initial=0, where=known & np.isfinite(b))
+    good = (np.abs(a - c) <= bound) | (a == c) | (np.isnan(a) & np.isnan(c))
+    return bool(good.all())
+
+
+def same_but_order(source: Any, dim: int, gots: list[Any], wants: list[Any]) -> bool:
+    """Return whether results of sorting agree but for the order of equal values.
+
+    Args:
+        source: what was sorted along ``dim``.
+        gots: results; the last one holds indices.
+        wants: those of PyTorch.
+    """
+    try:
+        same(gots[:-1], wants[:-1])
+    except Difference:
+        return False
+    values = np.atleast_1d(array_of(source))
+    places = [np.asarray(a) for a in (gots[-1].numpy(), array_of(wants[-1]))]
+    if places[0].shape != places[1].shape or places[0].dtype != places[1].dtype:
+        return False
+    if places[0].ndim < values.ndim:  # without keepdim
+        places = [np.expand_dims(p, dim) for p in places]
+    ours, theirs = (np.take_along_axis(values, p, dim) for p in places)
+    ordered = np.sort(places[0], dim)
+    once = bool((np.diff(ordered, axis=dim) > 0).all())
+    return once and bool(((ours == theirs) | ((ours != ours) & (theirs != theirs))).all())
 
 
 def same_gradient(position: int, got: Any, want: Any) -> None:

@@ -25,13 +25,21 @@ from distgrad.errors import ArgumentError, CheckpointError, GradError
 from distgrad.nn.modules.container import Sequential
 from distgrad.ops.random import fork_rng, get_rng_state, set_rng_state
 from distgrad.tensor import Tensor
+from distgrad.utils.selective import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    create_selective_checkpoint_contexts,
+)
 
 __all__ = [
     "CheckpointError",
     "CheckpointFunction",
+    "CheckpointPolicy",
     "GraphExecGroup",
+    "SelectiveCheckpointContext",
     "checkpoint",
     "checkpoint_sequential",
+    "create_selective_checkpoint_contexts",
     "noop_context_fn",
     "set_checkpoint_debug_enabled",
     "set_checkpoint_early_stop",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 JOBS = {
     "textgpt": "a character GPT on the text of Python's own documentation",
     "digits": "handwritten digits, 98 % (needs the extra 'examples')",
+    "allreduce-bench": "the speed of all-reduces by size, beside the MPI library's",
+    "scaling": "how a job would scale to 10,000 ranks of the present cluster",
 }
 
 
@@ -59,7 +61,7 @@ def load(name: str) -> Job:
     Raises:
         ConfigError: if there is no such job, or the module is none.
     """
-    path = f"distgrad.launch.jobs.{name}" if name in JOBS else name
+    path = f"distgrad.launch.jobs.{name.replace('-', '_')}" if name in JOBS else name
     if name not in JOBS and "." not in name:
         raise ConfigError(f"--job {name}: is none of {', '.join(JOBS)}{nearest(name, JOBS)}")
     try:

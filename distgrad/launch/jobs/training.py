@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from distgrad.nn.module import Module
 from distgrad.nn.parallel.distributed import DistributedDataParallel
 from distgrad.nn.utils import clip_grad_norm_
 from distgrad.ops.random import get_rng_state, set_rng_state
+from distgrad.optim.zero import ZeroRedundancyOptimizer
 from distgrad.tensor import Tensor, wrap
 
 
@@ -56,6 +57,7 @@ class TrainingConfig:
     save_every: int = 200
     keep: int = 3
     bucket_cap_mb: float = 0.125
+    zero: int = 0  # 1: ranks share the optimizer's state, 2: and the gradients
 
 
 class Task(Protocol):
@@ -116,12 +118,10 @@ class Trainer:
         shards = sum(map(len, self.shares)) if self.determinism == "world" else None
         self.ddp = DistributedDataParallel(
             task.model, process_group=group, reduction="sum", bucket_cap_mb=config.bucket_cap_mb,
-            determinism=self.determinism, shards=shards,
+            determinism=self.determinism, shards=shards, shard_gradients=config.zero == 2,
         )  # fmt: skip
         self.params = list(task.model.parameters())
-        self.optimizer = optim.AdamW(
-            self.params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-        )
+        self.optimizer = _optimizer(self.params, config)
         self.schedule = optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.metrics = Metrics(context.rundir.metrics if group.rank == 0 else None)
         self.best = math.inf
@@ -238,8 +238,9 @@ class Trainer:
         now, (before, last) = time.perf_counter(), self.since
         each = (now - before) / max(1, self.step - last)
         reducer = self.ddp.reducer
-        share = reducer.waited_s / (now - before)
+        share = (reducer.waited_s + reducer.gathering.waited_s) / (now - before)
         self.since, reducer.waited_s = (now, self.step), 0.0
+        reducer.gathering.waited_s = 0.0
         self.context.say(
             f"step {self.step}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
             f"gnorm {row['grad_norm']:.2f}  {each * 1e3:.1f} ms/step  "
@@ -266,6 +267,8 @@ class Trainer:
     # ------------------------------------------------------------------ checkpoints
     def _save(self) -> None:
         """Write a checkpoint on rank 0; the others wait until it is there."""
+        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
+            self.optimizer.consolidate_state_dict()
         if self.group.rank == 0:
             state = {
                 "config": asdict(self.config),
@@ -333,6 +336,16 @@ class Trainer:
             f"steps would take less than {seconds * self.config.steps / 60:.1f} min"
         )
         return {}
+
+
+def _optimizer(params: Sequence[Tensor], config: Any) -> optim.Optimizer:
+    """Return AdamW, with its state on each rank or shared out."""
+    options = {
+        "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay,
+    }  # fmt: skip
+    if not config.zero:
+        return optim.AdamW(params, **options)
+    return ZeroRedundancyOptimizer(params, optim.AdamW, overlap_with_ddp=True, **options)
 
 
 def _peak_mib() -> float:

@@ -132,6 +132,7 @@ from distgrad.nn.modules.pooling import (
     MaxUnpool3d,
 )
 from distgrad.nn.modules.sparse import Embedding, EmbeddingBag
+from distgrad.nn.modules.syncbatchnorm import SyncBatchNorm
 from distgrad.nn.modules.upsampling import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d
 
 __all__ = [
@@ -252,6 +253,7 @@ __all__ = [
     "Softplus",
     "Softshrink",
     "Softsign",
+    "SyncBatchNorm",
     "Tanh",
     "Tanhshrink",
     "Threshold",

@@ -1,9 +1,15 @@
-"""DistributedDataParallel: a module around a reducer."""
+"""DistributedDataParallel: a module around a reducer.
+
+Note [Join]
+    In a block of `join`, every forward that trains tells the ranks that have run out of batches
+    what it will need: whose buffers count, and whether backward sends. Those ranks weigh 0: the
+    gradient is that of the samples that were there, whoever brought them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,25 +20,38 @@ from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.backend.random import Generator, current_generator, use_generator
 from distgrad.config import switch
 from distgrad.distributed import get_group, init_process_group, is_initialized, local_group
+from distgrad.distributed.algorithms.join import Join, Joinable, JoinHook
+from distgrad.distributed.bucket import Bucket
+from distgrad.distributed.comm_hooks import Hook, HookedReduction
 from distgrad.distributed.env import world_from_env
-from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.reducer import Reducer
+from distgrad.distributed.sharded import ShardedReducer
+from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError, GradError, describe
 from distgrad.nn.module import Module
+from distgrad.nn.modules.syncbatchnorm import SyncBatchNorm
+from distgrad.nn.parallel.guard import guard
 from distgrad.tensor import Tensor
 
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
-class DistributedDataParallel(Module):
+
+class DistributedDataParallel(Module, Joinable):
     """Trains ``module`` on all ranks of a group: gradients are averaged while backward runs.
 
     Args:
         module: the model; its parameters become views of flat buckets, and so do their gradients.
         device_ids, output_device, dim: accepted for PyTorch's sake; the module's device counts.
-        broadcast_buffers: give every rank the buffers of rank 0 before a forward that trains.
+        broadcast_buffers: give every rank the buffers of rank 0 before a forward that trains,
+            outside no_sync().
         init_sync: give every rank the parameters and buffers of rank 0 at the start.
         process_group: the ranks; default is the default group, made if there is none.
         bucket_cap_mb: MiB of gradients that travel together (default 25, the first 1).
-        find_unused_parameters, gradient_as_bucket_view, static_graph: accepted; unused parameters
-            are found at the end of backward at no cost, gradients are views of buckets always.
+        find_unused_parameters, check_reduction, gradient_as_bucket_view, static_graph,
+            delay_all_reduce_named_params, param_to_hook_all_reduce: accepted; unused parameters are
+            found at the end of backward at no cost, gradients are views of buckets always, and a
+            bucket goes when it is complete.
+        mixed_precision: None only; use autocast, and ``bf16_compress_hook`` for smaller messages.
         reduction: "mean" where the loss is a mean over the local batch, "sum" where it is a sum.
             Either way the gradient is that of the mean over the global batch.
         determinism: "off" lets the MPI library add in an order of its own; "run" gives the same
@@ -42,6 +61,10 @@ class DistributedDataParallel(Module):
             one for each rank). Each rank runs one forward and backward for each of its parts,
             which ``local_shards`` numbers; the last one communicates. Random numbers drawn in
             forward belong to the part; elsewhere, draw what does not depend on the rank.
+        shard_gradients: leave to each rank the mean gradients of 1/P of the elements, and drop the
+            rest as soon as it is summed (ZeRO-2). After backward ``grad`` is None; it takes
+            `distgrad.distributed.optim.ZeroRedundancyOptimizer` and ``clip_grad_norm_``, which
+            know where the gradients are, and its ``zero_grad`` before the next forward.
 
     Units: a sample is an entry of the first dimension of the first tensor that forward gets; call
         ``add_count`` to count otherwise, in tokens for example, or forward is called without
@@ -72,40 +95,112 @@ class DistributedDataParallel(Module):
         check_reduction: bool = False,
         gradient_as_bucket_view: bool = True,
         static_graph: bool = False,
+        delay_all_reduce_named_params: Any = None,
+        param_to_hook_all_reduce: Any = None,
+        mixed_precision: None = None,
         *,
         reduction: str = "mean",
         determinism: str | None = None,
         shards: int | None = None,
+        shard_gradients: bool = False,
     ) -> None:
         """Lay out and compare the parameters, and start from those of rank 0."""
         super().__init__()
-        self.module = module
-        self.dim = dim
-        self.process_group = process_group if process_group is not None else _default_group()
+        if mixed_precision is not None:
+            raise ArgumentError(
+                f"DistributedDataParallel(mixed_precision={mixed_precision!r}): parameters have "
+                "one precision; use autocast, and bf16_compress_hook for smaller messages"
+            )
+        self.module, self.dim = module, dim
+        self.device_ids, self.output_device = device_ids, output_device
         self.broadcast_buffers = broadcast_buffers
-        named = list(module.named_parameters())
-        determinism = determinism or switch("determinism") or "run"
-        self.reducer = Reducer(
-            named, self.process_group, reduction, bucket_cap_mb, determinism, shards
-        )
-        self._generator, self._place = Generator(), (0, 0, -1)
-        self._seed = self.process_group.broadcast_object(current_generator().initial_seed())
+        self.find_unused_parameters, self.static_graph = find_unused_parameters, static_graph
+        self.gradient_as_bucket_view = gradient_as_bucket_view
+        self.parameters_to_ignore = set(getattr(module, _IGNORED, ()))
+        self.shard_gradients = shard_gradients
+        self._how = reduction, bucket_cap_mb, determinism or switch("determinism") or "run", shards
+        self._connect(process_group if process_group is not None else _default_group())
         if init_sync:
             self.reducer.broadcast_parameters()
             self._broadcast_buffers()
+
+    def _connect(self, group: ProcessGroup) -> None:
+        """Start to reduce the gradients over ``group``."""
+        self.process_group = group
+        ignored = self.parameters_to_ignore
+        named = [(n, p) for n, p in self.module.named_parameters() if n not in ignored]
+        if not any(p.requires_grad for _, p in named):
+            raise GradError(
+                "DistributedDataParallel is not needed when a module doesn't have any parameters "
+                "that require a gradient."
+            )
+        reduction, bucket_cap_mb, determinism, shards = self._how
+        kind = ShardedReducer if self.shard_gradients else Reducer
+        reducer = kind(named, group, reduction, bucket_cap_mb, determinism, shards)
+        self.reducer, module = reducer, self.module
+        reducer.gathering.guard = lambda: guard(module, reducer)
+        self._generator, self._place = Generator(), (0, 0, -1)
+        self._seed = group.broadcast_object(current_generator().initial_seed())
+        self._synced = [m for m in self.module.modules() if isinstance(m, SyncBatchNorm)]
+        self._bind_batch_norms()
+
+    def _bind_batch_norms(self) -> None:
+        """Let batch norms over all ranks know how much this one weighs."""
+        reducer = self.reducer
+        if self._synced and reducer.tree.shards > self.process_group.size:
+            raise ArgumentError(
+                f"DistributedDataParallel(shards={reducer.tree.shards}): SyncBatchNorm needs all "
+                "shards at once, and a rank has several, one after the other; use BatchNorm, whose "
+                "statistics are of a shard, or as many ranks as shards"
+            )
+        for module in self._synced:
+            module.bind(
+                self.process_group,
+                lambda: float(reducer.count) if reducer.reduction == "mean" else 1.0,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy; the copy belongs to the default group.
+
+        Raises:
+            DistributedError: this one belongs to another.
+        """
+        default = get_group() if is_initialized() else self.process_group
+        if default is not self.process_group:
+            raise DistributedError(
+                "DistributedDataParallel: DDP Pickling/Unpickling are only supported when using "
+                "DDP with the default process group; copy ddp.module instead"
+            )
+        left = ("process_group", "reducer", "_generator", "_synced", "_join_config")
+        return {k: v for k, v in self.__dict__.items() if k not in left}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        """Connect a copy; all ranks do so together. A communication hook is not copied."""
+        super().__setstate__(saved)
+        self._connect(_default_group())
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Return ``module(*inputs, **options)``, counting the samples."""
         if mode.grad:
             self.reducer.begin()
-            if self.broadcast_buffers and self.training and self.reducer.enabled:
-                self._broadcast_buffers()
+            source = self._announce() if self._join_config.enable else 0
+            if self.will_sync_module_buffers():
+                self._broadcast_buffers(source)
             if not self.reducer.explicit_count:
                 self.reducer.count += _samples(inputs, options, self.dim)
         if self.reducer.determinism != "world" or not self.training:
             return self.module(*inputs, **options)
         with use_generator(self._stream()):
             return self.module(*inputs, **options)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters, or fill them with zeros."""
+        super().zero_grad(set_to_none)
+        self.reducer.drop()
+
+    def will_sync_module_buffers(self) -> bool:
+        """Return whether a forward now would give every rank the same buffers."""
+        return self.broadcast_buffers and self.training and self.reducer.enabled
 
     def _stream(self) -> Generator:
         """Return the random numbers of the shard at hand: the same whichever rank has it."""
@@ -134,15 +229,145 @@ class DistributedDataParallel(Module):
         """
         self.reducer.add_count(samples)
 
-    def _broadcast_buffers(self) -> None:
+    @property
+    def require_backward_grad_sync(self) -> bool:
+        """Whether the next backward sends; may be set, as `no_sync` does."""
+        return self.reducer.enabled
+
+    @require_backward_grad_sync.setter
+    def require_backward_grad_sync(self, sync: bool) -> None:
+        self.reducer.enabled = sync
+
+    def _set_static_graph(self) -> None:
+        """Note that the graph is the same in each iteration; nothing depends on it."""
+        self.static_graph = True
+
+    @staticmethod
+    def _set_params_and_buffers_to_ignore_for_model(
+        module: Module, params_and_buffers_to_ignore: Iterable[str]
+    ) -> None:
+        """Leave these names of ``module`` to each rank; call before wrapping it."""
+        setattr(module, _IGNORED, list(params_and_buffers_to_ignore))
+
+    def register_comm_hook(self, state: Any, hook: Hook) -> None:
+        """Let ``hook(state, bucket)`` average each bucket over the ranks.
+
+        It is called in backward when a bucket is complete, in the order of the buckets, and returns
+        the future of the mean over ranks of ``bucket.buffer()``; it divides by the number of ranks
+        itself. Means over the samples stay exact if the hook is linear; see Note [Exact means with
+        hooks] in `distgrad.distributed.comm_hooks`. Once only, between two iterations.
+
+        Ranks: all, with the same hook.
+        """
+        if not callable(hook):
+            raise ArgumentTypeError(
+                f"register_comm_hook(hook: {describe(hook)}): Communication hook must be callable."
+            )
+        reducer = self.reducer
+        if reducer.comm is not None:
+            raise DistributedError(
+                "register_comm_hook(): register_comm_hook can only be called once for a model"
+            )
+        plain = all(isinstance(bucket, Bucket) for bucket in reducer.buckets)
+        if reducer.tree.shards > self.process_group.size or not plain:
+            raise ArgumentError(
+                "register_comm_hook(): a hook averages whole gradients of one shard for each rank; "
+                "it takes neither more shards than ranks nor gradients kept by their owners"
+            )
+        name = getattr(hook, "__qualname__", type(hook).__qualname__)
+        check_same(self.process_group.channel("control"), "communication hook", name)
+        reducer.comm = HookedReduction(reducer, state, hook)
+
+    # ------------------------------------------------------------------ uneven inputs
+    def join(
+        self,
+        divide_by_initial_world_size: bool = True,
+        enable: bool = True,
+        throw_on_early_termination: bool = False,
+    ) -> Join:
+        """Return a block in which ranks may have different numbers of batches.
+
+        A rank that has left it takes part in the reductions of the others with nothing, until all
+        have left; then all get the parameters and buffers of a rank that trained to the end. One
+        backward belongs to each forward that trains.
+
+        Args:
+            divide_by_initial_world_size: accepted; there is no division by a number of ranks, but
+                by the number of samples that were there, so ranks without any make no difference.
+            enable: False makes the block a plain one.
+            throw_on_early_termination: raise on all ranks as soon as one has left; SyncBatchNorm
+                needs it, as the statistics are of all ranks.
+        """
+        return Join([self], enable, throw_on_early_termination)
+
+    def join_hook(self, **options: Any) -> JoinHook:
+        """Return what shadows the forward and backward of the other ranks.
+
+        Args:
+            options: ``divide_by_initial_world_size`` is accepted, as in `join`.
+        """
+        if self.reducer.tree.shards > self.process_group.size:
+            raise ArgumentError(
+                f"join(): each rank has several of {self.reducer.tree.shards} shards, and with "
+                "shards the ranks have the same number of steps; give a shard no samples instead"
+            )
+        return _Shadow(self)
+
+    @property
+    def join_process_group(self) -> ProcessGroup:
+        """The ranks."""
+        return self.process_group
+
+    def _announce(self) -> int:
+        """Tell ranks without batches about this forward; returns the rank whose buffers count."""
+        if self._synced and not self._join_config.throw_on_early_termination:
+            raise ArgumentError(
+                "join(): SyncBatchNorm takes the statistics of all ranks, and ranks without "
+                "batches have none; use join(throw_on_early_termination=True)"
+            )
+        Join.notify_join_context(self)
+        plan = [self.process_group.rank + 1, self.reducer.enabled, self.will_sync_module_buffers()]
+        return self._agree(plan)[0] - 1
+
+    def _agree(self, plan: Sequence[int]) -> list[int]:
+        agreed = np.array(plan, np.int64)
+        self.process_group.channel("control").all_reduce(agreed, "max")
+        return [int(value) for value in agreed]
+
+    def _broadcast_buffers(self, src: int = 0) -> None:
         if self.process_group.size == 1:
             return
         channel = self.process_group.channel("control")
-        for buffer in self.module.buffers():
+        for name, buffer in self.module.named_buffers():
+            if name in self.parameters_to_ignore:
+                continue
             array = buffer.array
             host = np.ascontiguousarray(to_device(array, CPU)).reshape(array.shape)
-            channel.broadcast(host)
+            channel.broadcast(host, src)
             array[...] = to_device(host, device_of(array))
+
+
+class _Shadow(JoinHook):
+    """What a model without batches does."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp = ddp
+
+    def main_hook(self) -> None:
+        """Take part in the buffers and the reduction of one iteration."""
+        ddp = self._ddp
+        rank, sends, buffers = ddp._agree([0, 0, 0])
+        if buffers:
+            ddp._broadcast_buffers(rank - 1)
+        if sends:
+            ddp.reducer.shadow()
+
+    def post_hook(self, is_last_joiner: bool) -> None:
+        """Take parameters and buffers of the last rank that trained to the end."""
+        ddp = self._ddp
+        source = ddp._agree([ddp.process_group.rank + 1 if is_last_joiner else 0])[0] - 1
+        ddp.reducer.broadcast_parameters(source)
+        ddp._broadcast_buffers(source)
 
 
 def _default_group() -> ProcessGroup:

@@ -1,23 +1,31 @@
-"""Clipping of gradients, in place."""
+"""Clipping of gradients, in place.
+
+Note [Norms]
+    Powers of the sizes are added over blocks of 64 elements, and these sums without rounding. So
+    the norm of gradients that are spread over ranks has the same bits as that of whole ones.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
 
 from distgrad.backend import numpy_backend
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import CPU, array_namespace, to_device
+from distgrad.distributed.bucket import OWNED_BLOCK
+from distgrad.distributed.reducer import reducer_of
+from distgrad.distributed.sharded import ShardedReducer
 from distgrad.errors import GradError
+from distgrad.nn.utils.exact import Exact, exact_sum, exact_total, rounded
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
 Tensors = Tensor | Iterable[Tensor]
-
-_BLOCK = 4096  # elements that one float32 dot product sums; sums of blocks are in float64
 
 
 def _list(tensors: Tensors) -> list[Tensor]:
@@ -32,29 +40,98 @@ def _flat(array: Array) -> Array:
     return flat if flat.dtype.kind == "f" and flat.itemsize > 2 else flat.astype("float32")
 
 
-def _sum_of_squares(xp: Namespace, flat: Array) -> Any:
-    """Return the sum of squares, in one pass and without an array of the squares."""
-    if xp is not numpy_backend:
-        return xp.vdot(flat, flat).astype("float64")
-    whole = flat.size - flat.size % _BLOCK
-    rest = flat[whole:]
-    total = float(numpy.dot(rest, rest))
-    if whole:
-        blocks = flat[:whole].reshape(-1, _BLOCK)
-        total += float(numpy.vecdot(blocks, blocks).sum(dtype=numpy.float64))
-    return total
-
-
-def _power_sum(xp: Namespace, flat: Array, norm_type: float) -> Any:
-    """Return what the norms of several arrays add up: the sum of powers of the sizes."""
+def _sums(flat: Array, norm_type: float) -> list[Array]:
+    """Return sums of powers of the sizes over blocks, without an array of the squares."""
+    whole = flat.size - flat.size % OWNED_BLOCK
+    parts = [p for p in (flat[:whole].reshape(-1, OWNED_BLOCK), flat[None, whole:]) if p.size]
     if norm_type == 2.0:
-        return _sum_of_squares(xp, flat)
+        return [numpy.vecdot(part, part) for part in parts]
     if norm_type == 0.0:
-        return xp.count_nonzero(flat)
-    sizes = xp.abs(flat)
+        return [numpy.count_nonzero(part, axis=1) for part in parts]
+    sizes = [numpy.abs(part) for part in parts]
     if norm_type != 1.0:
-        xp.power(sizes, norm_type, out=sizes)
-    return sizes.sum(dtype="float64")
+        sizes = [numpy.power(part, norm_type, out=part) for part in sizes]
+    return [part.sum(axis=1, dtype=numpy.float64) for part in sizes]
+
+
+def _host_total(flats: list[Array], norm_type: float) -> Exact:
+    """Return the largest size, or the sum of the powers of all, of arrays on the host."""
+    if math.isinf(norm_type):
+        return float(numpy.max([numpy.abs(f).max() for f in flats if f.size], initial=0.0))
+    sums = [part for f in flats for part in _sums(f, norm_type)]
+    return exact_sum(numpy.concatenate(sums).astype(numpy.float64)) if sums else 0
+
+
+def _root(total: Any, norm_type: float) -> Any:
+    return total if math.isinf(norm_type) or not norm_type else total ** (1.0 / norm_type)
+
+
+def _device_norm(xp: Namespace, flats: list[Array], norm_type: float) -> Array:
+    """Return the norm of arrays on a device, without waiting for it."""
+    if math.isinf(norm_type):
+        sizes = [xp.max(xp.abs(f)) if f.size else f.dtype.type(0) for f in flats]
+        return functools.reduce(xp.maximum, sizes)
+    if norm_type == 2.0:
+        total = sum(xp.vdot(f, f).astype("float64") for f in flats)
+    elif norm_type == 0.0:
+        total = sum(xp.count_nonzero(f) for f in flats)
+    else:
+        total = sum(xp.power(xp.abs(f), norm_type).sum(dtype="float64") for f in flats)
+    return _root(total, norm_type)
+
+
+def _as_norm(total: Any, dtypes: list[Any], norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    """Return the norm in the dtype that fits those of the gradients."""
+    dtype = functools.reduce(lambda a, b: a if a == b else numpy.promote_types(a, b), dtypes)
+    xp = numpy if isinstance(total, float) else array_namespace(total)
+    norm = xp.asarray(total, dtype=numpy.empty(0, dtype).real.dtype)
+    if error_if_nonfinite and not math.isfinite(norm.item()):
+        raise GradError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
+            "so it cannot be clipped. To disable this error and scale the gradients by the "
+            "non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    return wrap(norm)
+
+
+# ---------------------------------------------------------------------- gradients kept by owners
+def _sharded(members: list[Tensor]) -> dict[ShardedReducer, list[Tensor]]:
+    """Return the parameters whose gradients other ranks have a part of, by their reducer."""
+    found: dict[ShardedReducer, list[Tensor]] = {}
+    for p in members:
+        reducer = reducer_of(p)
+        if isinstance(reducer, ShardedReducer) and p.grad is None:
+            found.setdefault(reducer, []).append(p)
+    return found
+
+
+def _pieces(sharded: Mapping[ShardedReducer, list[Tensor]]) -> list[Array]:
+    """Return what this rank has of their gradients."""
+    pieces = [reducer.piece(p) for reducer, params in sharded.items() for p in params]
+    return [piece for piece in pieces if piece is not None]
+
+
+def _norm_over_ranks(
+    grads: list[Tensor],
+    sharded: Mapping[ShardedReducer, list[Tensor]],
+    norm_type: float,
+    error_if_nonfinite: bool,
+) -> Tensor:
+    """Return the norm of gradients of which some are spread over ranks."""
+    arrays, norm_type = [g.array for g in grads], float(norm_type)
+    parts = [_host_total([_flat(to_device(a, CPU)) for a in arrays], norm_type)]
+    dtypes = [a.dtype for a in arrays]
+    for reducer, params in sharded.items():
+        dtypes += [p.array.dtype for p in params if reducer.has_gradient(p)]
+        mine = [_flat(to_device(a, CPU)) for a in _pieces({reducer: params})]
+        control = reducer.group.channel("control")
+        parts += control.all_gather_object(_host_total(mine, norm_type))
+    if not dtypes:
+        return wrap(numpy.zeros((), "float32"))
+    if math.isinf(norm_type):
+        return _as_norm(float(numpy.max(parts)), dtypes, norm_type, error_if_nonfinite)
+    total = _root(rounded(exact_total(parts)), norm_type)
+    return _as_norm(total, dtypes, norm_type, error_if_nonfinite)
 
 
 def get_total_norm(
@@ -85,25 +162,13 @@ def get_total_norm(
         return wrap(numpy.zeros((), "float32"))
     xp = array_namespace(arrays[0])
     flats = [_flat(a) for a in arrays]
-    if math.isinf(norm_type):
-        sizes = [xp.max(xp.abs(f)) if f.size else f.dtype.type(0) for f in flats]
-        total: Any = sizes[0]
-        for size in sizes[1:]:
-            total = xp.maximum(total, size)
+    if xp is not numpy_backend:
+        total: Any = _device_norm(xp, flats, norm_type)
+    elif math.isinf(norm_type):
+        total = _host_total(flats, norm_type)
     else:
-        total = sum(_power_sum(xp, f, norm_type) for f in flats)
-        total = total ** (1.0 / norm_type) if norm_type else total
-    dtype = arrays[0].dtype
-    for a in arrays[1:]:
-        dtype = dtype if a.dtype == dtype else numpy.promote_types(dtype, a.dtype)
-    norm = xp.asarray(total, dtype=numpy.empty(0, dtype).real.dtype)
-    if error_if_nonfinite and not math.isfinite(norm.item()):
-        raise GradError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
-            "so it cannot be clipped. To disable this error and scale the gradients by the "
-            "non-finite norm anyway, set `error_if_nonfinite=False`"
-        )
-    return wrap(norm)
+        total = _root(rounded(_host_total(flats, norm_type)), norm_type)
+    return _as_norm(total, [a.dtype for a in arrays], norm_type, error_if_nonfinite)
 
 
 def clip_grads_with_norm_(
@@ -117,7 +182,7 @@ def clip_grads_with_norm_(
         total_norm: the norm of all gradients.
         foreach: accepted.
     """
-    grads = [p.grad for p in _list(parameters) if p.grad is not None]
+    members = _list(parameters)
     norm = total_norm.array
     factor = float(max_norm) / (norm + norm.dtype.type(1e-6))
     xp = array_namespace(norm)
@@ -126,10 +191,13 @@ def clip_grads_with_norm_(
             return
     else:
         factor = xp.minimum(factor, 1.0)  # without waiting for the device
-    for grad in grads:
-        grad.array *= factor.astype(grad.array.dtype)
-        if grad._shared is not None:
-            grad._shared.bump()
+    for piece in _pieces(_sharded(members)):
+        piece *= factor.astype(piece.dtype)
+    for p in members:
+        if p.grad is not None:
+            p.grad.array *= factor.astype(p.grad.array.dtype)
+            if p.grad._shared is not None:
+                p.grad._shared.bump()
 
 
 def clip_grad_norm_(
@@ -151,6 +219,8 @@ def clip_grad_norm_(
     Raises:
         GradError: with ``error_if_nonfinite``.
 
+    Ranks: all, where gradients are kept by their owners.
+
     Example:
         >>> import distgrad as dg
         >>> p = dg.tensor([3.0, 4.0], requires_grad=True)
@@ -166,7 +236,11 @@ def clip_grad_norm_(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
         )
     grads = [p.grad for p in members if p.grad is not None]
-    total_norm = get_total_norm(grads, norm_type, error_if_nonfinite)
+    sharded = _sharded(members)
+    if sharded:
+        total_norm = _norm_over_ranks(grads, sharded, norm_type, error_if_nonfinite)
+    else:
+        total_norm = get_total_norm(grads, norm_type, error_if_nonfinite)
     clip_grads_with_norm_(members, max_norm, total_norm)
     return total_norm
 
@@ -189,7 +263,10 @@ def clip_grad_norm(
 
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
     """Hold every element of every gradient between ``-clip_value`` and ``clip_value``."""
-    for p in _list(parameters):
+    members = _list(parameters)
+    for piece in _pieces(_sharded(members)):
+        array_namespace(piece).clip(piece, -float(clip_value), float(clip_value), out=piece)
+    for p in members:
         if p.grad is not None:
             array = p.grad.array
             array_namespace(array).clip(array, -float(clip_value), float(clip_value), out=array)

@@ -1,0 +1,353 @@
+"""Communication hooks: the user says how a bucket is averaged over the ranks.
+
+Note [Exact means with hooks]
+    A hook gets gradients and returns their mean over the P ranks; it divides by P itself. So that
+    the result is the gradient of the big batch, rank r brings its gradient times n_r P / N', where
+    n_r is its count and N' the global count of the reduction before; afterwards everything is
+    multiplied by N' / N. While ranks count alike and steps do not differ, both factors are 1 and a
+    hook sees the plain gradients, in the same units at every step, as error feedback needs.
+    The first reduction agrees on N' by one small all-reduce.
+
+Note [What goes beside the hook]
+    The flags of used parameters, the count and the number of the reduction are nobody's to
+    compress: they go in a small all-reduce of their own at the end of backward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from distgrad.backend.device import CPU, array_namespace, device_of, to_device
+from distgrad.distributed.bucket import Bucket
+from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.progress import InlineProgress, Progress
+from distgrad.distributed.reduction import PHASES, Exchange, Reduction, Rounds
+from distgrad.distributed.tree import Tree
+from distgrad.distributed.waiting import watched
+from distgrad.distributed.work import HostArray, Work
+from distgrad.errors import ArgumentTypeError, describe
+from distgrad.futures import Future
+from distgrad.tensor import Tensor, wrap
+
+if TYPE_CHECKING:
+    from distgrad.distributed.reducer import Reducer
+
+T = TypeVar("T")
+
+LANES = 8  # reductions of one bucket that may be under way at a time
+_PATIENCE_S = 0.25
+
+
+class GradBucket:
+    """The gradients of one bucket, as a communication hook gets them.
+
+    ``all_reduce`` and ``all_gather`` are moved by the communication thread, beside backward, and
+    matched by the bucket's number: buckets never wait for each other.
+    """
+
+    def __init__(self, bucket: Bucket, last: bool, wire: Wire) -> None:
+        self._bucket, self._last, self._wire = bucket, last, wire
+        self._buffer = wrap(bucket.gradients)
+        self._calls = 0
+
+    def index(self) -> int:
+        """Return the number of the bucket; it may hold other parameters after the first step."""
+        return self._bucket.index
+
+    def is_last(self) -> bool:
+        """Return whether no bucket of this backward follows."""
+        return self._last
+
+    def buffer(self) -> Tensor:
+        """Return the gradients in one row."""
+        return self._buffer
+
+    def set_buffer(self, tensor: Tensor) -> None:
+        """Let ``buffer`` return ``tensor``, of as many elements."""
+        self._buffer = tensor
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient of each parameter, as a view of the buffer."""
+        return self.pieces(self._buffer)
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Return the part of each parameter of a tensor that is laid out as the buffer."""
+        pairs = zip(self._bucket.params, self._bucket.spans, strict=True)
+        return [wrap(flat.array[span].reshape(param.array.shape)) for param, span in pairs]
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters."""
+        return list(self._bucket.params)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters."""
+        return tuple(self._bucket.names)
+
+    def group(self, other: ProcessGroup | None = None) -> ProcessGroup:
+        """Return ``other``, or the group of the DistributedDataParallel."""
+        return self._wire.group if other is None else other
+
+    def all_reduce(self, tensor: Tensor, group: ProcessGroup | None = None) -> Future[Tensor]:
+        """Start to replace ``tensor`` by its sum over the ranks; returns the future of it."""
+        return self._wire.all_reduce(tensor, self._tag(), self.group(group), self._call())
+
+    def all_gather(self, tensor: Tensor, group: ProcessGroup | None = None) -> Future[list[Tensor]]:
+        """Start to collect ``tensor`` of all ranks, of one shape; returns the future of them."""
+        return self._wire.all_gather(tensor, self._tag(), self.group(group), self._call())
+
+    def _tag(self) -> int:
+        self._calls += 1
+        return self._wire.tag(self._bucket.index, self._calls % LANES)
+
+    def _call(self) -> str:
+        return f"communication hook({self._bucket.describe()})"
+
+
+Hook: TypeAlias = Callable[[Any, GradBucket], Future[Tensor]]
+
+
+class Wire:
+    """Transfers by tag, moved by the communication thread.
+
+    Args:
+        group: the ranks.
+        progress: what moves the transfers; None on one rank.
+        taken: how many flat arrays may have transfers of their own on the same channel.
+    """
+
+    def __init__(self, group: ProcessGroup, progress: Progress | None, taken: int) -> None:
+        self.group, self._progress, self._taken = group, progress, taken
+
+    def tag(self, index: int, lane: int) -> int:
+        """Return the tag of one of the transfers of a bucket, beyond those that are taken."""
+        return (self._taken + index * LANES + lane) * PHASES
+
+    def all_reduce(
+        self, tensor: Tensor, tag: int, group: ProcessGroup, call: str
+    ) -> Future[Tensor]:
+        """Return the future of ``tensor`` after it was replaced by its sum over the ranks."""
+        if group.size == 1:
+            return _done(tensor)
+        host = _flat_on_host(tensor)
+        parts = Tree(group.size, group.size).parts
+        channel = group.channel("buckets")
+
+        def finish() -> Tensor:
+            array = tensor.array
+            if not isinstance(array, np.ndarray) or not np.shares_memory(host, array):
+                array[...] = _back(host, tensor)
+            return tensor
+
+        return self._future(
+            lambda: Reduction(Exchange(channel, [host], parts, np.add, tag, call)), finish
+        )
+
+    def all_gather(
+        self, tensor: Tensor, tag: int, group: ProcessGroup, call: str
+    ) -> Future[list[Tensor]]:
+        """Return the future of the tensors of all ranks."""
+        if group.size == 1:
+            return _done([tensor])
+        host = _flat_on_host(tensor)
+        rows = [host if rank == group.rank else np.empty_like(host) for rank in range(group.size)]
+        parts = Tree(group.size, group.size).parts
+        channel = group.channel("buckets")
+
+        def start() -> Work:
+            exchange = Exchange(channel, [host], parts, np.add, tag, call)
+            return Reduction(exchange, _collect(exchange, rows))
+
+        return self._future(start, lambda: [wrap(_back(row, tensor)) for row in rows])
+
+    def _future(self, start: Callable[[], Work], finish: Callable[[], T]) -> Future[T]:
+        progress = self._progress
+        assert progress is not None
+        push = progress.poll if isinstance(progress, InlineProgress) else None
+        future: Future[T] = Future(push=push)
+        progress.submit(lambda: _Resolving(start, future, finish))
+        return future
+
+
+class _Resolving(Work):
+    """A transfer that sets a future when it is complete, or has failed."""
+
+    __slots__ = ("_finish", "_future", "_inner")
+
+    def __init__(
+        self, start: Callable[[], Work], future: Future[T], finish: Callable[[], T]
+    ) -> None:
+        self._future, self._finish = future, finish
+        try:
+            self._inner = start()
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        super().__init__(self._inner.call, self._inner.sequence)
+
+    def test(self) -> bool:
+        """Return whether the transfer is complete and the future set."""
+        future = self._future
+        if future.done():
+            return True
+        try:
+            if not self._inner.test():
+                return False
+            result = self._finish()
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        future.set_result(result)
+        return True
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when the transfer is complete."""
+        self._inner.wait(timeout_s)
+        self.test()
+
+    def is_completed(self) -> bool:
+        """Return whether the future is set."""
+        return self._future.done()
+
+
+class HookedReduction:
+    """Lets a hook average the buckets of a reducer; see Note [Exact means with hooks].
+
+    Args:
+        reducer: whose buckets.
+        state: the first argument of the hook.
+        hook: returns the future of a bucket's mean over the ranks.
+    """
+
+    def __init__(self, reducer: Reducer, state: Any, hook: Hook) -> None:
+        self._reducer, self._state, self._hook = reducer, state, hook
+        self._wire = Wire(reducer.group, reducer._progress, len(reducer.named) + 1)
+        self._each: float | None = None  # N' / P
+
+    def launch(self, bucket: Bucket) -> None:
+        """Weigh a bucket and give it to the hook; its job takes the result."""
+        reducer = self._reducer
+        self._weigh(bucket.gradients)
+        beside = None
+        if bucket.tail:
+            call = f"flags and counts of reduction {reducer.reductions}"
+            beside = self._beside(wrap(bucket.end), call)
+        bucket.filled_at = time.perf_counter()
+        last = bucket.index == len(reducer.buckets) - 1
+        future = self._hook(self._state, GradBucket(bucket, last, self._wire))
+        bucket.job = bucket.work = _Hooked(bucket, reducer.channel, future, beside)
+
+    def _weigh(self, gradients: Any) -> None:
+        """Multiply gradients by n_r P / N', or those of sums by P / N'."""
+        reducer = self._reducer
+        mean = reducer.reduction == "mean"
+        if mean and reducer.group.size == 1:
+            return
+        if self._each is None:
+            self._each = self._agree()
+        if mean and not reducer.count:
+            gradients[...] = 0  # the mean of no samples is not a number
+            return
+        weight = (reducer.count if mean else 1) / self._each
+        if weight != 1:
+            gradients *= weight
+
+    def divisor(self, total: int) -> float:
+        """Return N / N', and take N for the next reduction."""
+        assert self._each is not None
+        each = total / self._reducer.group.size
+        divisor, self._each = each / self._each, each
+        return divisor
+
+    def _agree(self) -> float:
+        """Return the mean count of the ranks; a transfer of its own, in the first reduction."""
+        count = wrap(np.array([float(self._reducer.count)]))
+        call = "counts of the first reduction"
+        future = self._beside(count, call)
+        total = float(_awaited(self._reducer.channel, future, call).array[0])
+        return (total or 1.0) / self._reducer.group.size
+
+    def _beside(self, tensor: Tensor, call: str) -> Future[Tensor]:
+        tag = self._wire.tag(len(self._reducer.buckets), 0)
+        return self._wire.all_reduce(tensor, tag, self._reducer.group, call)
+
+
+class _Hooked:
+    """The job of a bucket whose gradients a hook has."""
+
+    def __init__(
+        self, bucket: Bucket, channel: ProcessGroup, future: Any, beside: Future[Tensor] | None
+    ) -> None:
+        self._bucket, self._channel, self._beside = bucket, channel, beside
+        self._call = f"communication hook({bucket.describe()})"
+        self.started, self.done = bucket.filled_at, 0.0
+        if not isinstance(future, Future):
+            raise ArgumentTypeError(
+                f"{self._call}: returned {describe(future)}, and not a Future; return what "
+                "bucket.all_reduce(...) returns, or its then(...)"
+            )
+        self._future: Future[Tensor] = future
+        future.add_done_callback(self._note)
+
+    def _note(self, _: Future[Tensor]) -> None:
+        self.done = time.perf_counter()
+
+    def wait(self) -> None:
+        """Take the result into the bucket."""
+        result, gradients = (
+            _awaited(self._channel, self._future, self._call),
+            self._bucket.gradients,
+        )
+        if not isinstance(result, Tensor) or result.array.size != gradients.size:
+            raise ArgumentTypeError(
+                f"{self._call}: its future has {describe(result)}, and not a tensor of "
+                f"{gradients.size} elements; return the mean of the buffer"
+            )
+        if result.array is not gradients:
+            gradients[...] = result.array.reshape(-1)
+        if self._beside is not None:
+            _awaited(self._channel, self._beside, "flags and counts")
+
+
+def _awaited(channel: ProcessGroup, future: Future[T], call: str) -> T:
+    """Return the value of ``future``, looking after the other ranks meanwhile."""
+    started = time.monotonic()
+    with watched(channel, call, started) as check:
+        while not future.wait_some(_PATIENCE_S):
+            check()
+            if time.monotonic() - started > channel.timeout_s:
+                return future.wait(0.0)
+    return future.value()
+
+
+def _collect(x: Exchange, rows: Sequence[HostArray]) -> Rounds:
+    """Send one array to everyone and receive that of each."""
+    works = [x.recv(rows[place], place, 0) for place in x.others]
+    works += [x.send(x.out, place, 0) for place in x.others]
+    yield works
+
+
+def _flat_on_host(tensor: Tensor) -> HostArray:
+    host: HostArray = np.ascontiguousarray(to_device(tensor.array, CPU)).reshape(-1)
+    return host
+
+
+def _back(host: HostArray, like: Tensor) -> Any:
+    return to_device(host.reshape(like.array.shape), device_of(like.array))
+
+
+def _done(value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+def divided(tensor: Tensor, by: int) -> Tensor:
+    """Return ``tensor`` after it was divided in place."""
+    array = tensor.array
+    array_namespace(array).divide(array, array.dtype.type(by), out=array)
+    return tensor

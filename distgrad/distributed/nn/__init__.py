@@ -1,0 +1,5 @@
+"""Collectives that autograd differentiates."""
+
+from distgrad.distributed.nn import functional
+
+__all__ = ["functional"]

@@ -1,0 +1,103 @@
+"""Moves arrays that belong to parameters and are spread over ranks from one layout to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.waiting import wait_for
+from distgrad.distributed.work import HostArray
+
+Ranges: TypeAlias = Mapping[int, slice]
+"""For each parameter of which a rank has something, by number: which of its elements."""
+
+Entries: TypeAlias = Mapping[int, Mapping[str, HostArray]]
+"""For each parameter, arrays by name: as long as the range, or one number without a dimension."""
+
+_CALL = "redistribute(state of the optimizer)"
+
+
+def redistribute(
+    group: ProcessGroup, have: Sequence[Ranges], want: Sequence[Ranges], entries: Entries
+) -> dict[int, dict[str, HostArray]]:
+    """Return the entries of the ranges that this rank wants.
+
+    Args:
+        group: the ranks.
+        have: for each rank its ranges, on all ranks alike; together they cover what is wanted.
+        want: for each rank the ranges that it shall get.
+        entries: what this rank has. A parameter may have none.
+
+    Ranks: a collective.
+    Cost: each element travels at most once.
+    """
+    known: dict[int, dict[str, Any]] = {}
+    for manifest in group.all_gather_object(_manifest(entries)):
+        for number, row in manifest.items():
+            known.setdefault(number, {}).update(row)
+    me = group.rank
+    result = {
+        number: {name: _room(kind, where) for name, kind in known.get(number, {}).items()}
+        for number, where in want[me].items()
+    }
+    works, arriving, leaving = [], [], []
+    for step in range(1, group.size):
+        to, source = (me + step) % group.size, (me - step) % group.size
+        coming = list(_places(known, have[source], want[me], result, want[me]))
+        if coming:
+            box = np.empty(sum(part.nbytes for part in coming), np.uint8)
+            works.append(group.start_recv(box, source, 0, _CALL))
+            arriving.append((box, coming))
+        going = list(_places(known, have[me], want[to], entries, have[me]))
+        if going:
+            box = np.concatenate([part.view(np.uint8) for part in going])
+            works.append(group.start_send(box, to, 0, _CALL))
+            leaving.append(box)  # lives until it is sent
+    here = _places(known, have[me], want[me], entries, have[me])
+    there = _places(known, have[me], want[me], result, want[me])
+    for mine, target in zip(here, there, strict=True):
+        np.copyto(target, mine)
+    for work in works:
+        wait_for(work, group, group.timeout_s)
+    for box, coming in arriving:
+        at = 0
+        for part in coming:
+            part.view(np.uint8)[...] = box[at : at + part.nbytes]
+            at += part.nbytes
+    return result
+
+
+def _manifest(entries: Entries) -> dict[int, dict[str, Any]]:
+    """Return the dtype of each array, and numbers themselves."""
+    return {
+        number: {name: a.dtype if a.ndim else a for name, a in row.items()}
+        for number, row in entries.items()
+    }
+
+
+def _room(kind: Any, where: slice) -> HostArray:
+    if isinstance(kind, np.ndarray):
+        return kind.copy()
+    return np.empty(where.stop - where.start, kind)
+
+
+def _places(
+    known: Mapping[int, Mapping[str, Any]],
+    have: Ranges,
+    want: Ranges,
+    arrays: Entries,
+    ranges: Ranges,
+) -> Iterator[HostArray]:
+    """Yield the parts of ``arrays``, which lie by ``ranges``, that are had and wanted."""
+    for number in sorted(have.keys() & want.keys()):
+        start = max(have[number].start, want[number].start)
+        stop = min(have[number].stop, want[number].stop)
+        if start >= stop:
+            continue
+        first = ranges[number].start
+        for name, kind in known.get(number, {}).items():
+            if not isinstance(kind, np.ndarray):
+                yield arrays[number][name][start - first : stop - first]

@@ -1,0 +1,263 @@
+"""Checkpoints of an optimizer whose state is spread over ranks, written by all of them at once.
+
+A folder holds ``rank00000.safetensors`` and so on, each with the state that one rank had, and
+``index.json``: which elements of which parameter are in which file, the sha256 of the files, and
+the options of the groups. Any number of ranks reads it, and so does an optimizer without sharding.
+It is written under another name, flushed to the disk, and renamed when all ranks are done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from distgrad.backend.device import CPU, to_device
+from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.local import local_group
+from distgrad.distributed.redistribute import Ranges
+from distgrad.distributed.work import HostArray
+from distgrad.errors import CheckpointError
+from distgrad.optim.optimizer import Optimizer
+from distgrad.optim.zero import ZeroRedundancyOptimizer
+from distgrad.tensor import Tensor, wrap
+from distgrad.utils.serialization import FilePath, atomic_path, save_file
+
+FORMAT = 1
+_INDEX = "index.json"
+T = TypeVar("T")
+
+
+def save_shards(optimizer: Optimizer, folder: FilePath) -> None:
+    """Write the state of ``optimizer``; each rank writes what it has.
+
+    Args:
+        optimizer: with `ZeroRedundancyOptimizer` all ranks call this, with another one rank does.
+        folder: on a file system that all ranks see; replaced if it is there.
+
+    Raises:
+        CheckpointError: on all ranks, if one of them could not write; what was in ``folder`` is
+            as it was.
+    """
+    group, target = _group(optimizer), Path(folder)
+    part = target.with_name(f"{target.name}.tmp")
+    head = f"save_shards({os.fspath(folder)!r})"
+
+    def clear() -> None:
+        if group.rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+
+    def write() -> tuple[str, str, dict[int, list[int]]]:
+        ranges, entries = _local_state(optimizer)
+        name = f"rank{group.rank:05d}.safetensors"
+        tensors = {f"{n}.{k}": wrap(a) for n, row in entries.items() for k, a in row.items()}
+        save_file(tensors, part / name)
+        kept = {n: [ranges[n].start, ranges[n].stop] for n in entries}
+        return name, sha256(part / name), kept
+
+    def finish() -> None:
+        if group.rank == 0:
+            index = {
+                "format": FORMAT,
+                "param_groups": _groups(optimizer),
+                "sizes": [p.array.size for p in _params(optimizer)],
+                "files": {name: {"sha256": d, "ranges": r} for name, d, r in files},
+            }
+            with atomic_path(part / _INDEX) as path:
+                Path(path).write_text(json.dumps(index), "utf-8")
+            _put(part, target)
+
+    _together(group, head, clear)
+    files = group.all_gather_object(_together(group, head, write))
+    _together(group, head, finish)
+
+
+def load_shards(optimizer: Optimizer, folder: FilePath) -> None:
+    """Give ``optimizer`` the state that `save_shards` wrote, from any number of ranks.
+
+    Each rank reads the files that have what it needs, and checks their sums.
+
+    Args:
+        optimizer: with `ZeroRedundancyOptimizer` all ranks call this; any other optimizer gets the
+            whole state.
+        folder: what was written.
+
+    Raises:
+        CheckpointError: on all ranks, if a file is missing or damaged for one of them, or belongs
+            to other parameters.
+    """
+    group, path = _group(optimizer), Path(folder)
+    head = f"load_shards({os.fspath(folder)!r})"
+    params = _params(optimizer)
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        want = optimizer.local_ranges()
+    else:
+        want = {n: slice(0, p.array.size) for n, p in enumerate(params)}
+
+    def read() -> tuple[list[dict[str, Any]], dict[int, dict[str, HostArray]]]:
+        index = _index(path)
+        sizes = [p.array.size for p in params]
+        if index["sizes"] != sizes:
+            raise CheckpointError(
+                f"the parameters have {_short(index['sizes'])} elements there and {_short(sizes)} "
+                "here; load it into the model it was saved from"
+            )
+        return index["param_groups"], _collect(path, index["files"], want)
+
+    groups, entries = _together(group, head, read)
+    for options in groups:
+        for name, value in options.items():
+            if isinstance(value, list) and name not in ("params", "param_names"):
+                options[name] = tuple(value)
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        optimizer.load_local_state(groups, entries)
+        return
+    state = {
+        n: {k: wrap(a.reshape(params[n].array.shape) if a.ndim else a) for k, a in row.items()}
+        for n, row in entries.items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------- what there is
+def _group(optimizer: Optimizer) -> ProcessGroup:
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        return optimizer.process_group.channel("control")
+    return local_group()
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _local_state(optimizer: Optimizer) -> tuple[Ranges, dict[int, dict[str, HostArray]]]:
+    """Return which elements this rank has, and their state."""
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        return optimizer.local_ranges(), optimizer.local_state()
+    ranges, entries = {}, {}
+    for number, p in enumerate(_params(optimizer)):
+        ranges[number] = slice(0, p.array.size)
+        row = optimizer.state.get(p, {})
+        arrays = {name: to_device(t.array, CPU) for name, t in row.items()}
+        if arrays:
+            entries[number] = {k: a.reshape(-1) if a.ndim else a for k, a in arrays.items()}
+    return ranges, entries
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options of the groups as JSON can hold them."""
+    first, groups = 0, []
+    for group in optimizer.param_groups:
+        numbers = list(range(first, first + len(group["params"])))
+        first += len(numbers)
+        plain = {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}
+        groups.append({**plain, "params": numbers})
+    return groups
+
+
+# ---------------------------------------------------------------------- the disk
+def _index(path: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((path / _INDEX).read_text("utf-8"))
+    if index.get("format") != FORMAT:
+        raise CheckpointError(f"has format {index.get('format')!r}, this version reads {FORMAT}")
+    return index
+
+
+def _collect(path: Path, files: dict[str, Any], want: Ranges) -> dict[int, dict[str, HostArray]]:
+    """Return the state of the wanted ranges, put together from the files that have some of it."""
+    from safetensors import safe_open  # takes 20 ms to import
+
+    found: dict[int, dict[str, HostArray]] = {}
+    for file, about in files.items():
+        there = {int(n): slice(*ends) for n, ends in about["ranges"].items()}
+        shared = {n: both for n in there.keys() & want.keys() if (both := _both(there[n], want[n]))}
+        if not shared:
+            continue
+        if sha256(path / file) != about["sha256"]:
+            raise CheckpointError(f"{file} is damaged, its sha256 is not the one in {_INDEX}")
+        with safe_open(os.fspath(path / file), framework="numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (no mapping)
+                number, _, name = key.partition(".")
+                if int(number) in shared:
+                    _take(found, tensors, key, int(number), name, there, want, shared)
+    return found
+
+
+def _take(
+    found: dict[int, dict[str, HostArray]],
+    tensors: Any,
+    key: str,
+    number: int,
+    name: str,
+    there: Ranges,
+    want: Ranges,
+    shared: Ranges,
+) -> None:
+    """Copy what is wanted of one tensor of a file."""
+    row, both, first = found.setdefault(number, {}), shared[number], there[number].start
+    piece = tensors.get_slice(key)
+    if not piece.get_shape():
+        row[name] = tensors.get_tensor(key)
+        return
+    part = piece[both.start - first : both.stop - first]
+    if name not in row:
+        row[name] = np.empty(want[number].stop - want[number].start, part.dtype)
+    start = want[number].start
+    row[name][both.start - start : both.stop - start] = part
+
+
+def _both(a: slice, b: slice) -> slice | None:
+    """Return what two slices share; two empty ones share an empty one."""
+    start, stop = max(a.start, b.start), min(a.stop, b.stop)
+    return slice(start, stop) if start < stop or a == b else None
+
+
+def _put(part: Path, target: Path) -> None:
+    """Let ``part`` take the place of ``target``, which stays as it is until then."""
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _short(sizes: list[int]) -> str:
+    return str(sizes) if len(sizes) <= 8 else f"{str(sizes[:8])[:-1]}, ...]"
+
+
+def _together(group: ProcessGroup, head: str, act: Callable[[], T]) -> T:
+    """Return what ``act`` returns, or raise on all ranks.
+
+    Raises:
+        CheckpointError: it failed on a rank, which is named.
+    """
+    result: Any = None
+    try:
+        result, why = act(), ""
+    except (OSError, ValueError, CheckpointError) as error:
+        why = str(error) or type(error).__name__
+    said = group.all_gather_object(why)
+    failed = next((rank for rank, text in enumerate(said) if text), None)
+    if failed is not None:
+        raise CheckpointError(f"{head}: rank {failed}: {said[failed]}")
+    kept: T = result
+    return kept

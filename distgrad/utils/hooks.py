@@ -1,0 +1,7 @@
+"""The handles of hooks."""
+
+from distgrad.autograd.node import Removable
+
+__all__ = ["RemovableHandle"]
+
+RemovableHandle = Removable
