@@ -87,7 +87,7 @@ class Heard(Work):
     __slots__ = ("_over", "_slab", "_slot", "_value")
 
     def __init__(self, slab: Slab, slot: int, value: int, call: str) -> None:
-        super().__init__(call, -1)
+        super().__init__(call, value)
         self._slab, self._slot, self._value, self._over = slab, slot, value, False
 
     def test(self) -> bool:
