@@ -136,11 +136,13 @@ def samples_of(entry: Any, check: str, dtype: str, every: bool, limit: int) -> l
     tracks = check in DERIVATIVES
     if kind not in (entry.supported_backward_dtypes("cpu") if tracks else entry.dtypes):
         return []
-    torch.manual_seed(0)
-    source = entry.reference_inputs if every else entry.sample_inputs
+    torch.default_generator.manual_seed(0)
+    # The functions themselves: what stands around them looks through the whole stack each time.
+    source = (every and entry.reference_inputs_func) or entry.sample_inputs_func
     try:
-        made = source("cpu", kind, requires_grad=tracks)
-        return list(itertools.islice(made, _FEW_TIMES * limit or None))
+        with torch.no_grad():
+            made = source(entry, "cpu", kind, tracks)
+            return list(itertools.islice(made, _FEW_TIMES * limit or None))
     except Exception:  # what PyTorch's own sample functions cannot make
         return []
 
@@ -154,7 +156,7 @@ def run_check(entry: Any, check: str, *, every: bool = False, limit: int = 0) ->
             result.failures.append(Failure("", f"distgrad.{entry.name}: is not there"))
         return result
     if check == "errors":
-        cases = entry.error_inputs("cpu") if entry.error_inputs_func else ()
+        cases = entry.error_inputs_func(entry, "cpu") if entry.error_inputs_func else ()
         for case in cases:
             result.run(functools.partial(check_error, entry=entry, function=function), case)
         return result
