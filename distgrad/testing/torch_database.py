@@ -24,6 +24,7 @@ import collections
 import functools
 import itertools
 import multiprocessing
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -137,6 +138,8 @@ def samples_of(entry: Any, check: str, dtype: str, every: bool, limit: int) -> l
     if kind not in (entry.supported_backward_dtypes("cpu") if tracks else entry.dtypes):
         return []
     torch.default_generator.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  some sample functions draw from these
+    random.seed(0)
     # The functions themselves: what stands around them looks through the whole stack each time.
     source = (every and entry.reference_inputs_func) or entry.sample_inputs_func
     try:
