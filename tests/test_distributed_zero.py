@@ -9,10 +9,10 @@ import pytest
 import distgrad as dg
 from distgrad.distributed.algorithms.join import Join
 from distgrad.distributed.bucket import Bucket, owned_slices
+from distgrad.distributed.halves import doubling, gather
 from distgrad.distributed.optim import ZeroRedundancyOptimizer
 from distgrad.distributed.redistribute import redistribute
 from distgrad.distributed.reduction import Exchange, Reduction
-from distgrad.distributed.scatter import doubling, gather
 from distgrad.distributed.threads import run_ranks
 from distgrad.errors import (
     ArgumentError,

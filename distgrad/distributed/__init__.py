@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from distgrad.distributed import algorithms, nn
-from distgrad.distributed import scatter as _module  # noqa: F401  before it gets a function's name
 from distgrad.distributed.collectives import (
     all_gather,
     all_gather_into_tensor,

@@ -16,9 +16,9 @@ import numpy as np
 from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.distributed.bucket import Flat
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.halves import gather_parts
 from distgrad.distributed.progress import Progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
-from distgrad.distributed.scatter import gather_parts
 from distgrad.distributed.waiting import watched
 from distgrad.distributed.work import HostArray, Work
 

@@ -24,9 +24,9 @@ import numpy as np
 from distgrad.backend.device import CPU, array_namespace, device_of, to_device
 from distgrad.distributed.bucket import Summed, Tail
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.halves import scatter_sums
 from distgrad.distributed.reducer import Reducer
 from distgrad.distributed.reduction import PHASES, Common, Exchange, Reduction
-from distgrad.distributed.scatter import scatter_sums
 from distgrad.distributed.shared import ALIGNMENT
 from distgrad.distributed.tree import Subtree, Tree
 from distgrad.distributed.work import HostArray, Work
