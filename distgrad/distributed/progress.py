@@ -33,7 +33,8 @@ from distgrad.errors import DistributedError
 _PATIENCE_S = 0.25  # between two looks of a rank that waits for a job
 CLOSE_TIMEOUT_S = 5.0
 _FAST_SWITCH_S = 1e-4
-_REST = 9.0  # the thread sleeps so much longer than it works, for backward needs the core
+_REST = 9.0  # the thread sleeps so much longer than it works, for backward needs the core,
+_MOST_REST_S = 1e-3  # but never so long that a network's buffers run empty
 J = TypeVar("J", bound="Job")
 
 
@@ -275,7 +276,7 @@ def _serve(queue: SimpleQueue[Job | float]) -> None:
         try:
             item = queue.get(block=not jobs)  # see Note [Timed get]
         except Empty:
-            time.sleep(max(_REST * spent, nap_s(time.monotonic() - progressed)))
+            time.sleep(max(min(_REST * spent, _MOST_REST_S), nap_s(time.monotonic() - progressed)))
         else:
             progressed = time.monotonic()
             if isinstance(item, Job):
@@ -283,11 +284,11 @@ def _serve(queue: SimpleQueue[Job | float]) -> None:
             else:
                 deadline = progressed + item
             del item  # or the last job, and all it knows, would live as long as this thread
-        began = time.monotonic()
+        began = time.thread_time()  # on a busy core most of a wall clock's time is others'
         over = _step_all(jobs)
-        spent = time.monotonic() - began
+        spent = time.thread_time() - began
         if over:
-            progressed = began + spent
+            progressed = time.monotonic()
     _give_up(jobs)
 
 
