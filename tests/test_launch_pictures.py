@@ -125,3 +125,18 @@ def test_spans_are_measured_in_every_thread_from_the_aligned_origin(tmp_path):
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     a, b = sorted((e for e in events if e["ph"] == "X"), key=lambda e: e["name"])
     assert 0 <= b["ts"] <= a["ts"] <= a["ts"] + a["dur"] <= b["ts"] + b["dur"] < 60e6
+
+
+def test_spans_that_cross_get_rows_of_their_own(tmp_path):
+    trace = Trace(rank=0)
+    trace.add(COMPUTE, "backward", 0.0, 4.0)
+    trace.add(COMPUTE, "waits", 3.0, 4.0)  # lies within: the same row
+    trace.add(ALL_REDUCE, "bucket 1", 2.0, 5.0)
+    trace.add(ALL_REDUCE, "bucket 0", 1.0, 3.0)
+    trace.add(ALL_REDUCE, "bucket 2", 6.0, 7.0)
+    trace.save(tmp_path / "t.json")
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    rows = {e["name"]: e["tid"] for e in events if e["ph"] == "X"}
+    assert rows == {"backward": 0, "waits": 0, "bucket 0": 1, "bucket 1": 2, "bucket 2": 1}
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert names == {0: "compute", 1: "all-reduce", 2: "all-reduce"}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 COMPUTE, ALL_REDUCE = "compute", "all-reduce"
-TRACKS = (COMPUTE, ALL_REDUCE)
 
 
 class Trace:
@@ -63,18 +62,46 @@ class Trace:
     def _events(self) -> list[dict[str, Any]]:
         name = {"name": "process_name", "args": {"name": f"rank {self.rank}"}}
         order = {"name": "process_sort_index", "args": {"sort_index": self.rank}}
+        lanes = _lanes(self.spans)
         events: list[dict[str, Any]] = [name, order]
         events += [
             {"name": "thread_name", "tid": tid, "args": {"name": track}}
-            for tid, track in enumerate(TRACKS)
+            for tid, (track, _) in enumerate(lanes)
         ]
         head = {"ph": "M", "pid": self.rank}
         events = [head | event for event in events]
-        for track, span, start, stop in self.spans:
-            at = {"ts": _us(start - self.origin), "dur": _us(stop - start)}
-            place = {"ph": "X", "pid": self.rank, "tid": TRACKS.index(track)}
-            events.append({"name": span, "cat": track} | place | at)
+        for tid, (track, spans) in enumerate(lanes):
+            for span, start, stop in spans:
+                at = {"ts": _us(start - self.origin), "dur": _us(stop - start)}
+                events.append(
+                    {"ph": "X", "pid": self.rank, "tid": tid, "name": span, "cat": track} | at
+                )
         return events
+
+
+def _lanes(
+    spans: Iterable[tuple[str, str, float, float]],
+) -> list[tuple[str, list[tuple[str, float, float]]]]:
+    """Return the rows that viewers draw: what crosses something of its track gets one of its own.
+
+    A viewer takes the events of a row for calls, of which one lies in the other or behind it.
+    """
+    lanes: list[tuple[str, list[tuple[str, float, float]]]] = []
+    for track in (COMPUTE, ALL_REDUCE):
+        rows: list[list[tuple[str, float, float]]] = [[]]
+        mine = [span[1:] for span in spans if span[0] == track]
+        for span in sorted(mine, key=lambda span: (span[1], -span[2])):
+            row = next((row for row in rows if not _crosses(row, span)), None)
+            if row is None:
+                rows.append(row := [])
+            row.append(span)
+        lanes += [(track, row) for row in rows]
+    return lanes
+
+
+def _crosses(row: list[tuple[str, float, float]], span: tuple[str, float, float]) -> bool:
+    """Return whether ``span`` begins within one of ``row`` and ends after it."""
+    return any(span[1] < stop < span[2] for _, _, stop in row)
 
 
 def merge(parts: Iterable[Path], path: Path) -> int:
