@@ -115,6 +115,7 @@ from distgrad.ops.linalg import logdet
 from distgrad.ops.linalg_old import *
 from distgrad.ops.loss import *
 from distgrad.ops.margin import *
+from distgrad.ops.masks import *
 from distgrad.ops.matmul import *
 from distgrad.ops.methods import *
 from distgrad.ops.norm import *

@@ -102,6 +102,7 @@ __all__ = [
     "linalg_old",
     "loss",
     "margin",
+    "masks",
     "matmul",
     "methods",
     "multihead",

@@ -12,16 +12,14 @@ from distgrad.autograd.declare import as_method, cast, op, recover
 from distgrad.autograd.inplace import assign, in_place, refuse_expanded, refuse_leaf
 from distgrad.autograd.mode import mode
 from distgrad.autograd.outputs import takes_out
-from distgrad.autograd.samples import booleans, case, given, integers, real
+from distgrad.autograd.samples import case, given, integers, real
 from distgrad.autograd.traced import Refused, Traced
 from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.index_reader import ALL, IndexReader, beyond
 from distgrad.ops.shape import (
-    broadcast_tensors,
     copy,
     expand,
-    narrow,
     reshape,
     slice_view,
     unsqueeze,
@@ -31,18 +29,12 @@ from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array, Namespace, Shape, TensorLike
 
 __all__ = [
-    "argwhere",
     "index_add",
     "index_copy",
     "index_fill",
     "index_put",
     "index_put_",
     "index_select",
-    "masked_fill",
-    "masked_scatter",
-    "masked_select",
-    "nonzero",
-    "nonzero_static",
     "put",
     "select",
     "take",
@@ -318,10 +310,10 @@ def _view(input: Tensor, index: tuple[Any, ...]) -> Tensor:
 def _look_up(view: Tensor, reader: IndexReader) -> Tensor:
     if not reader.arrays:
         return view
-    return lookup(view, _on_device(view, reader.arrays), tuple(reader.dims))
+    return lookup(view, on_device(view, reader.arrays), tuple(reader.dims))
 
 
-def _on_device(like: Tensor, arrays: Sequence[Any]) -> list[Tensor]:
+def on_device(like: Tensor, arrays: Sequence[Any]) -> list[Tensor]:
     xp = array_namespace(like.array)
     return [wrap(a if isinstance(a, Traced) else xp.asarray(a)) for a in arrays]
 
@@ -400,7 +392,7 @@ def _write_recorded(input: Tensor, reader: IndexReader, value: Any) -> None:
     if isinstance(value, Tensor):
         value = _without_leading_ones(value, reader.found_ndim)
     if reader.arrays:
-        places = _on_device(view, reader.arrays)
+        places = on_device(view, reader.arrays)
         result = put_index(view, places, value, tuple(reader.dims))
     elif reader.whole:
         result = copy(view, value)
@@ -587,7 +579,7 @@ def index_fill(xp: Namespace, input: Tensor, dim: int, index: Tensor, value: Ten
         raise ShapeError("Index has to be a vector/scalar; flatten it")
     if xp.ndim(value):
         raise ShapeError("index_fill_ only supports a 0-dimensional value tensor")
-    _check_kind(input, value)
+    check_kind(input, value)
     out = xp.array(input, copy=True)
     try:
         target = out.reshape(1) if not input.ndim else out
@@ -597,7 +589,7 @@ def index_fill(xp: Namespace, input: Tensor, dim: int, index: Tensor, value: Ten
     return out
 
 
-def _check_kind(input: Any, value: Any) -> None:
+def check_kind(input: Any, value: Any) -> None:
     """Raise for a number that the dtype of ``input`` cannot hold; -1 may be the largest uint8."""
     kind = getattr(value, "dtype", input.dtype)
     wrong = kind.kind == "c" and input.dtype.kind != "c"
@@ -606,80 +598,6 @@ def _check_kind(input: Any, value: Any) -> None:
         wrong = not -limits.max - 1 <= value <= limits.max
     if wrong:
         raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
-
-
-# ---------------------------------------------------------------------- masks
-@op(
-    "linear",
-    widens=False,
-    samples=[case(real(3, 4), booleans(3, 4), real()), case(real(3, 4), booleans(4), real()),
-             case(real(4), booleans(3, 4), real()), case(real(), booleans(2), real())],
-    inplace=True,
-    d_input=lambda F, g, mask: F.masked_fill(g, mask, 0),
-    d_value=lambda F, g, mask: F.sum(F.mul(g, F.to_dtype(mask, _dtype_of(g)))),
-)  # fmt: skip
-def masked_fill(xp: Namespace, input: Tensor, mask: Tensor, value: TensorLike) -> Array:
-    """Return ``input`` with ``value`` where ``mask`` is true; mask and input broadcast."""
-    where: Array = mask
-    if where.dtype != bool:
-        raise DtypeError(
-            f"masked_fill only supports boolean masks, but got mask with dtype {where.dtype}; "
-            "use mask.bool()"
-        )
-    if xp.ndim(value):
-        raise ShapeError(
-            "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
-            f"{xp.ndim(value)} dimension(s); use where()"
-        )
-    _check_kind(input, value)
-    if where.shape != input.shape:
-        shape = xp.broadcast_shapes(input.shape, where.shape)
-        input, where = xp.broadcast_to(input, shape), xp.broadcast_to(where, shape)
-        out = xp.array(input, copy=True, order="C")
-    else:
-        out = xp.array(input, copy=True)
-    xp.copyto(out, value, where=where, casting="unsafe")
-    return out
-
-
-def _dtype_of(x: Any) -> Any:
-    return x.array.dtype if isinstance(x, Tensor) else x.dtype
-
-
-@takes_out
-def masked_select(input: Tensor, mask: Tensor) -> Tensor:
-    """Return the elements where ``mask`` is true, in a row; mask and input broadcast."""
-    input, mask = _masked("masked_select", input, mask)
-    if not mask.array.ndim:
-        input, mask = reshape(input, (1,)), reshape(mask, (1,))
-    return getitem(input, mask)
-
-
-def _masked(name: str, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    if mask.array.dtype != bool:
-        error = DtypeError(f"expected BoolTensor for mask, not {mask.array.dtype}")
-        recover(name, error, {"input": input, "mask": mask}, {})
-    one, other = broadcast_tensors(input, mask)
-    return one, other
-
-
-def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-    """Return ``input`` with the first elements of ``source`` where ``mask`` is true."""
-    operands = {"input": input, "mask": mask, "source": source}
-    if source.array.dtype != input.array.dtype:
-        recover("masked_scatter", DtypeError("input and source must have one dtype"), operands, {})
-    input, mask = _masked("masked_scatter", input, mask)
-    if not input.array.ndim:
-        return reshape(masked_scatter(reshape(input, (1,)), mask, source), ())
-    places = mask.array.nonzero()
-    count = len(places[0])
-    if count > source.array.size:
-        error = ShapeError(
-            f"the mask has {count} true elements, but source only {source.array.size}"
-        )
-        recover("masked_scatter", error, operands, {})
-    values = narrow(reshape(source, (-1,)), 0, 0, count)
-    return put_index(input, _on_device(input, places), values, tuple(range(input.array.ndim)))
 
 
 # ---------------------------------------------------------------------- by number in a row
@@ -747,7 +665,7 @@ def index_put(
         recover("index_put", error, {"input": input, "values": values}, {"indices": indices})
     if not reader.arrays or not reader.whole:  # all are numbers
         reader = IndexReader(input.array.shape, tuple(_vector(i) for i in whole))
-    places = _on_device(input, reader.arrays)
+    places = on_device(input, reader.arrays)
     return put_index(input, places, values, tuple(reader.dims), accumulate=accumulate)
 
 
@@ -755,51 +673,9 @@ def _vector(index: Any) -> Any:
     return reshape(index, (1,)) if isinstance(index, Tensor) and not index.array.ndim else index
 
 
-# ---------------------------------------------------------------------- where
-@op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]])), case(booleans(3)), case(given(1.0))],
-    method=False, reference="nonzero")  # fmt: skip
-def argwhere(xp: Namespace, input: Tensor) -> Array:
-    """Return the indices of the elements that are not zero, one row each."""
-    if not input.ndim:
-        return xp.zeros((int(bool(input)), 0), xp.int64)
-    return xp.stack(input.nonzero(), axis=1)
-
-
-@op(samples=[case(given([[1.0, 0.0], [0.0, 2.0]]), size=3), case(booleans(3), size=1),
-             case(given(1.0), size=2)])  # fmt: skip
-def nonzero_static(xp: Namespace, input: Tensor, *, size: int, fill_value: int = -1) -> Array:
-    """Return the first ``size`` rows of ``nonzero(input)``, filled up with ``fill_value``."""
-    if size < 0:
-        raise ShapeError(f"nonzero_static: 'size' must be an non-negative integer, got {size}")
-    found = argwhere.op.forward(xp, input)[:size]  # type: ignore[attr-defined]
-    out = xp.full((size, input.ndim), fill_value, xp.int64)
-    out[: len(found)] = found
-    return out
-
-
-def nonzero(input: Tensor, *, as_tuple: bool = False, out: Tensor | None = None) -> Any:
-    """Return the indices of the elements that are not zero: one row each, or a tuple by dimension.
-
-    Example:
-        >>> import distgrad as dg
-        >>> dg.nonzero(dg.tensor([0, 3, 5]))
-        tensor([[1],
-                [2]])
-    """
-    if not as_tuple:
-        return argwhere(input, out=out)  # type: ignore[call-arg]
-    if out is not None:
-        error = ShapeError("nonzero does not support the out kwarg when as_tuple is True")
-        recover("nonzero", error, {"input": input}, {})
-    found = argwhere(input if input.array.ndim else reshape(input, (1,))).array
-    return tuple(wrap(found[:, i].copy()) for i in range(found.shape[1]))
-
-
-for _function in (
-    argwhere, index_put, masked_scatter, masked_select, nonzero, nonzero_static, put, take,
-):  # fmt: skip
+for _function in (index_put, put, take):
     as_method(_function)
-for _function in (index_put, masked_scatter, put):
+for _function in (index_put, put):
     setattr(Tensor, _function.__name__ + "_", in_place(_function, _function.__name__ + "_"))
 del _function
 

@@ -11,8 +11,9 @@ from distgrad.errors import ShapeError
 from distgrad.ops.arrange import pad
 from distgrad.ops.checks import widened
 from distgrad.ops.compare import clamp
-from distgrad.ops.index import index_put, masked_fill
+from distgrad.ops.index import index_put
 from distgrad.ops.join import cat
+from distgrad.ops.masks import masked_fill
 from distgrad.ops.norm import native_batch_norm
 from distgrad.ops.shape import reshape, wrap_dim
 from distgrad.tensor import Tensor

@@ -104,14 +104,12 @@ def multi_head_attention_forward(
         out, weights = _attend(q, k, v, mask, drop)
     else:
         out, weights = scaled_dot_product_attention(q, k, v, mask, drop, causal), None
-    batch, _, length, _ = q.array.shape
-    out = reshape(transpose(out, 1, 2), (batch, length, embed_dim_to_check))
-    out = transpose(linear(out, out_proj_weight, out_proj_bias), 0, 1)
+    out = linear(_merge(out), out_proj_weight, out_proj_bias)
     if weights is not None and average_attn_weights:
         weights = mean(weights, 1)
     if single:
-        return squeeze(out, 1), None if weights is None else squeeze(weights, 0)
-    return out, weights
+        return squeeze(out, 0), None if weights is None else squeeze(weights, 0)
+    return transpose(out, 0, 1), weights
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int) -> None:
@@ -168,6 +166,12 @@ def _split(t: Tensor, heads: int) -> Tensor:
     """Return (N, heads, ·, E / heads)."""
     batch, length, width = t.array.shape
     return transpose(reshape(t, (batch, length, heads, width // heads)), 1, 2)
+
+
+def _merge(t: Tensor) -> Tensor:
+    """Return (N, ·, E), the opposite of `_split`."""
+    batch, heads, length, width = t.array.shape
+    return reshape(transpose(t, 1, 2), (batch, length, heads * width))
 
 
 def _static(t: Tensor, given: Tensor | None, q: Tensor) -> Tensor:
