@@ -49,6 +49,17 @@ def test_functions_of_many_operations_give_the_hosts_results(name):
 
 
 @pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("name", on_device.RULES)
+def test_optimizers_take_the_hosts_steps(name):
+    on_device.check_rule(name, PLACE)
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_line_search_finds_what_the_host_finds():
+    on_device.check_lbfgs(PLACE)
+
+
+@pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("optimizer", on_device.OPTIMIZERS)
 @pytest.mark.parametrize("model", on_device.MODELS)
 def test_training_takes_the_hosts_steps(model, optimizer):
@@ -117,6 +128,16 @@ def test_a_training_step_hardly_waits_for_the_device(model):
             dg.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", on_device.RULES)
+def test_a_step_of_an_optimizer_never_waits_for_the_device(name):
+    p = dg.ones(3, 4, device="cuda", requires_grad=True)
+    optimizer = on_device.RULES[name]([p])
+    p.grad = dg.ones(3, 4, device="cuda")
+    with standin.no_syncs():
+        optimizer.step()
+        optimizer.step()
 
 
 def test_a_lookup_and_its_gradient_never_wait_for_the_device():
@@ -243,7 +264,8 @@ def test_nothing_is_left_of_the_stand_in():
     ours = sys.modules["cupy"]
     with standin.installed(2):
         assert sys.modules["cupy"] is not ours and cuda_device_count() == 2
-        dg.ones(2, device="cuda:1").sum().item()
+        with dg.cuda.device(1):
+            dg.ones(2, device="cuda:1").sum().item()
     assert sys.modules["cupy"] is ours and cuda_device_count() == 1
     standin._take_out()
     try:

@@ -98,6 +98,21 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "sgd": lambda p: dg.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adamw": lambda p: dg.optim.AdamW(p, lr=1e-2),
 }
+RULES: dict[str, Callable[[Any], Any]] = {
+    "adam": lambda p: dg.optim.Adam(p, amsgrad=True, maximize=True, weight_decay=0.1),
+    "nadam": lambda p: dg.optim.NAdam(p, decoupled_weight_decay=True, weight_decay=0.1),
+    "radam": dg.optim.RAdam,
+    "adamax": dg.optim.Adamax,
+    "adagrad": dg.optim.Adagrad,
+    "adadelta": dg.optim.Adadelta,
+    "rmsprop": lambda p: dg.optim.RMSprop(p, momentum=0.9, centered=True),
+    "rprop": dg.optim.Rprop,
+    "asgd": lambda p: dg.optim.ASGD(p, t0=1),
+    "lamb": dg.optim.LAMB,
+    "lars": dg.optim.LARS,
+    "adafactor": dg.optim.Adafactor,
+    "muon": dg.optim.Muon,
+}
 
 
 def batch(model: str, rng: np.random.Generator, size: int = 6) -> tuple[Any, Any]:
@@ -138,6 +153,50 @@ def _trained(model: str, optimizer: str, place: device) -> list[float]:
         rule.step()
     assert all(p.device == x.device for p in net.parameters())
     return [float(v) for v in (*seen, *(p.sum() for p in net.parameters()))]
+
+
+def check_rule(name: str, place: device) -> None:
+    """Compare parameters and state after five steps of an optimizer with the host's."""
+    for mine, other in zip(_stepped(name, place), _stepped(name, CPU), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
+
+
+def _stepped(name: str, place: device) -> list[Any]:
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4), (5, 2)] if name == "muon" else [(3, 4), (4,), (), (2, 3, 2)]
+    draws = [np.asarray(rng.standard_normal((6, *s)), "float32") for s in shapes]
+    params = [dg.tensor(d[0], device=place, requires_grad=True) for d in draws]
+    optimizer = RULES[name](params)
+    for step in range(1, 6):
+        for p, d in zip(params, draws, strict=True):
+            p.grad = dg.tensor(d[step], device=place)
+        optimizer.step()
+    entries = [t for p in params for t in optimizer.state[p].values()]
+    return [t.detach().cpu().numpy() for t in (*params, *entries)]
+
+
+def check_lbfgs(place: device) -> None:
+    """Compare the losses of a line search with the host's."""
+    losses: dict[device, list[float]] = {}
+    for where in (place, CPU):
+        p = dg.tensor([3.0, -2.0, 0.5], dtype=dg.float64, device=where, requires_grad=True)
+        optimizer = dg.optim.LBFGS([p], line_search_fn="strong_wolfe", max_iter=6)
+        losses[where] = _searched(optimizer, p)
+    np.testing.assert_allclose(losses[place], losses[CPU], rtol=1e-7)
+
+
+def _searched(optimizer: Any, p: Any) -> list[float]:
+    seen: list[float] = []
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = ((p - 1) ** 4).sum() + (p * p.cos()).sum()
+        loss.backward()
+        seen.append(float(loss.detach()))
+        return loss
+
+    optimizer.step(closure)
+    return seen
 
 
 def check_data_parallel(model: str, reduction: str, place: device) -> None:
@@ -283,14 +342,14 @@ def check_state(place: device, folder: Path) -> None:
     rule = OPTIMIZERS["adamw"](net.parameters())
     net(dg.randn(3, 2, 8, 8, device=place)).square().mean().backward()
     rule.step()
-    dg.save({"model": net.state_dict(), "rule": rule.state_dict()}, folder / "all.safetensors")
+    dg.save({"model": net.state_dict(), "rule": rule.state_dict()}, folder / "all.pt")
     again, moved = Images(), Images().to(place)
-    saved = dg.load(folder / "all.safetensors")
+    saved = dg.load(folder / "all.pt")
     again.load_state_dict(saved["model"])
     moved.load_state_dict(saved["model"])
     other = OPTIMIZERS["adamw"](moved.parameters())
     other.load_state_dict(saved["rule"])
-    located = dg.load(folder / "all.safetensors", map_location=place)["model"]
+    located = dg.load(folder / "all.pt", map_location=place)["model"]
     for p, q, r in zip(net.parameters(), again.parameters(), moved.parameters(), strict=True):
         assert (p.device, q.device, r.device) == (place, CPU, place)
         assert p.tolist() == q.tolist() == r.tolist()

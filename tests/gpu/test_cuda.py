@@ -24,6 +24,15 @@ def test_functions_of_many_operations_give_the_hosts_results(name):
     on_device.check_call(name, PLACE)
 
 
+@pytest.mark.parametrize("name", on_device.RULES)
+def test_optimizers_take_the_hosts_steps(name):
+    on_device.check_rule(name, PLACE)
+
+
+def test_a_line_search_finds_what_the_host_finds():
+    on_device.check_lbfgs(PLACE)
+
+
 @pytest.mark.parametrize("optimizer", on_device.OPTIMIZERS)
 @pytest.mark.parametrize("model", on_device.MODELS)
 def test_training_takes_the_hosts_steps(model, optimizer):

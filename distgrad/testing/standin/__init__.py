@@ -2,7 +2,8 @@
 
 ``installed()`` puts it in CuPy's place for the time of a block, and takes every trace of it away
 afterwards.  Names, parameters and loops are those of CuPy (``cupy_api.json``, by ``snapshot``).
-It knows nothing of speed, streams or rounding: that is for a GPU to say (``tests/gpu``).
+Devices, streams and events are in ``streams``, NCCL between ranks is in ``nccl``: work whose
+order no event proves is refused.  Speed and rounding are for a GPU to say (``tests/gpu``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import distgrad.backend
 from distgrad.autograd import engine
 from distgrad.backend import device as devices
 from distgrad.backend import dtype as dtypes
-from distgrad.testing.standin.array import HostSync, Ledger, ledger, no_syncs
+from distgrad.testing.standin import nccl as links
+from distgrad.testing.standin import streams
+from distgrad.testing.standin.ledger import HostSync, Ledger, StreamHazard, ledger, no_syncs
 from distgrad.testing.standin.modules import make_modules
 
-__all__ = ["HostSync", "Ledger", "installed", "ledger", "no_syncs"]
+__all__ = ["HostSync", "Ledger", "StreamHazard", "installed", "ledger", "no_syncs"]
 
 _BACKEND = "distgrad.backend.cupy_backend"
 
@@ -38,17 +42,21 @@ def _take_out() -> dict[str, object]:
 
 
 @contextmanager
-def installed(count: int = 1) -> Iterator[Ledger]:
+def installed(count: int = 1, *, nccl: bool = True, folder: Path | None = None) -> Iterator[Ledger]:
     """Make ``import cupy`` give the stand-in inside the block.
 
     Args:
         count: how many GPUs the driver reports; -1 for a machine without a driver.
+        nccl: whether CuPy's wheel finds NCCL.
+        folder: where ranks that are processes meet; threads need none.
     """
     before = _take_out()
-    sys.modules.update(make_modules(count))
+    sys.modules.update(make_modules(count, nccl))
+    links.between_processes[:] = [] if folder is None else [folder]
     ledger.__init__()  # type: ignore[misc]
     try:
-        yield ledger
+        with streams.started(count):
+            yield ledger
     finally:
         _take_out()
         sys.modules.update(before)  # type: ignore[arg-type]

@@ -9,83 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from distgrad.testing.standin.ledger import ledger
+from distgrad.testing.standin.streams import (
+    Device,
+    Memory,
+    MemoryPointer,
+    current_stream,
+    here,
+    host_knows,
+)
+
 TABLE: dict[str, Any] = json.loads(
     Path(__file__).with_name("cupy_api.json").read_text(encoding="utf-8")
 )
 SCALARS = (bool, int, float, complex, np.generic)
-
-
-class HostSync(RuntimeError):
-    """The host waits for the device where it was forbidden to."""
-
-
-class Ledger:
-    """What happened on the stand-in device: waits of the host, and uses that CuPy refuses."""
-
-    def __init__(self) -> None:
-        self.syncs = 0
-        self.refused: list[str] = []
-        self.may_sync = True
-
-    def sync(self, what: str) -> None:
-        """Note that the host waits for the device."""
-        self.syncs += 1
-        if not self.may_sync:
-            raise HostSync(f"{what}: the host waits for the device")
-
-    def refuse(self, what: str, kind: type[Exception] = TypeError) -> NoReturn:
-        """Raise as CuPy does, and note it, for a caller may swallow the exception."""
-        self.refused.append(what)
-        raise kind(what)
-
-
-ledger = Ledger()
-
-
-@contextmanager
-def no_syncs() -> Iterator[None]:
-    """Raise ``HostSync`` inside the block wherever the host waits for the device."""
-    before, ledger.may_sync = ledger.may_sync, False
-    try:
-        yield
-    finally:
-        ledger.may_sync = before
-
-
-class MemoryPointer:
-    """An address; ``ptr`` as in CuPy."""
-
-    __slots__ = ("ptr",)
-
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-
-
-class Device:
-    """A device by its number, and a context in which it is the current one."""
-
-    __slots__ = ("id",)
-
-    def __init__(self, device: int | None = None) -> None:
-        self.id = device or 0
-
-    def __int__(self) -> int:
-        return self.id
-
-    def __repr__(self) -> str:
-        return f"<CUDA Device {self.id}>"
-
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """The one device stays current."""
 
 
 class Flags:
@@ -102,9 +44,10 @@ class ndarray:
     """``cupy.ndarray`` without a GPU."""
 
     __module__ = "cupy"  # by which distgrad.backend.device knows it
-    __slots__ = ("__weakref__", "base", "host")
+    __slots__ = ("__weakref__", "base", "host", "memory")
     base: ndarray | None
     host: np.ndarray[Any, Any]
+    memory: Memory
     __array_ufunc__ = None  # NumPy's functions and operators refuse this class
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
@@ -120,6 +63,24 @@ class ndarray:
         if memptr is not None or strides is not None:
             ledger.refuse("ndarray(memptr, strides): the stand-in makes new memory only")
         self.host, self.base = np.empty(shape, dtype, order), None
+        self.memory = Memory(self.host)
+
+    def use(self) -> np.ndarray[Any, Any]:
+        """Return the numbers for a kernel of the current stream.
+
+        Raises:
+            ValueError: the array is on another device, which this one cannot look into.
+            StreamHazard: another stream may still be using it.
+        """
+        if self.memory.device != here.device:
+            ledger.refuse(
+                f"The device where the array resides ({self.memory.device}) is different from the "
+                f"current device ({here.device}). Peer access is unavailable between these "
+                "devices.",
+                ValueError,
+            )
+        self.memory.use()
+        return self.host
 
     # ------------------------------------------------------------------ NumPy is refused
     def __array__(self, *options: Any, **more: Any) -> NoReturn:
@@ -141,8 +102,8 @@ class ndarray:
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))
     flags = property(lambda self: Flags(self.host))
-    data = property(lambda self: MemoryPointer(int(self.host.ctypes.data)))
-    device = property(lambda self: Device(0))
+    data = property(lambda self: MemoryPointer(self.memory, int(self.host.ctypes.data)))
+    device = property(lambda self: Device(self.memory.device))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,7 +146,10 @@ class ndarray:
         self, stream: Any = None, order: Any = "C", out: Any = None, blocking: bool = True
     ) -> np.ndarray[Any, Any]:
         """Return a copy in host memory."""
+        stream = stream or current_stream(self.memory.device)
+        self.memory.use(stream)
         ledger.sync("get()")
+        host_knows(stream.clock())
         if out is None:
             return self.host.copy(order)
         out[...] = self.host
@@ -196,7 +160,8 @@ class ndarray:
         """Copy an array of the host to here."""
         if not isinstance(arr, np.ndarray):
             ledger.refuse("Only numpy.ndarray can be set to cupy.ndarray")
-        self.host[...] = arr
+        ledger.uploads += 1
+        self.use()[...] = arr
 
     def item(self) -> Any:
         """Return the only element as a number."""
@@ -237,14 +202,14 @@ class ndarray:
     def __setitem__(self, index: Any, value: Any) -> None:
         check_operand("__setitem__", value)
         many = isinstance(value, ndarray) and value.size > 1
-        self.host[read_index(self, index, stores=True, many=many)] = bare(value)
+        self.use()[read_index(self, index, stores=True, many=many)] = bare(value)
 
     def scatter_add(self, slices: Any, value: Any) -> None:
         """Add at indices; places named twice get both."""
         check_operand("scatter_add", value)
         if self.dtype.char not in "iefdIQL":
             ledger.refuse(f"scatter_add does not support {self.dtype}")
-        np.add.at(self.host, read_index(self, slices, stores=False), bare(value))
+        np.add.at(self.use(), read_index(self, slices, stores=False), bare(value))
 
     # ------------------------------------------------------------------ methods that differ
     def astype(
@@ -256,7 +221,7 @@ class ndarray:
         copy: bool = True,
     ) -> ndarray:
         """Return a copy in ``dtype``; itself if it is that already and ``copy`` is False."""
-        host = self.host.astype(dtype, order, casting or "unsafe", copy=copy)
+        host = self.use().astype(dtype, order, casting or "unsafe", copy=copy)
         return placed(host, [self])
 
     def view(self, dtype: Any = None, type: Any = None) -> ndarray:
@@ -277,15 +242,20 @@ class ndarray:
         """Return a view with its dimensions in another order."""
         return placed(self.host.transpose(*axes), [self])
 
+    def copy(self, order: Any = "C") -> ndarray:
+        """Return a copy on the current device, wherever this array is."""
+        self.memory.use(current_stream(self.memory.device))
+        return placed(self.host.copy(order))
+
     def fill(self, value: Any) -> None:
         """Store one number everywhere."""
         check_operand("fill", value)
-        self.host.fill(bare(value))
+        self.use().fill(bare(value))
 
     def nonzero(self) -> tuple[ndarray, ...]:
         """Return the indices of what is not zero, one array per dimension."""
         ledger.sync("nonzero()")
-        return tuple(placed(a) for a in self.host.nonzero())
+        return tuple(placed(a) for a in self.use().nonzero())
 
 
 # ---------------------------------------------------------------------- between host and device
@@ -304,8 +274,14 @@ def placed(host: Any, sources: Sequence[ndarray] = (), *, row_major: bool = Fals
             return source
         if isinstance(host, np.ndarray) and host.size and np.may_share_memory(host, source.host):
             out.base = source if source.base is None else source.base
+            out.memory = source.memory
             break
     out.host = np.asarray(host, order="C" if row_major and out.base is None else None)
+    if out.base is None:
+        for source in sources:
+            source.use()
+        out.memory = Memory(out.host)
+        out.memory.use()
     return out
 
 
@@ -318,9 +294,9 @@ def given(host: Any, sources: Sequence[ndarray]) -> Any:
 
 
 def bare(value: Any) -> Any:
-    """Return ``value`` with the arrays of the host in the place of the stand-in's."""
+    """Return ``value`` with the arrays of the host in the place of the stand-in's, to be used."""
     if isinstance(value, ndarray):
-        return value.host
+        return value.use()
     if type(value) in (tuple, list):
         return type(value)(bare(v) for v in value)
     return value
@@ -396,6 +372,8 @@ def method(name: str, parameters: str) -> Callable[..., Any]:
         refuse_host_arrays(f"ndarray.{name}", list(bound.values()))
         with np.errstate(all="ignore"):
             out = native(self.host, **{k: bare(v) for k, v in bound.items()} if names else {})
+        if out is None:  # in place
+            self.use()
         return given(out, [self, *arrays_in(list(bound.values()))])
 
     call.__name__ = name

@@ -14,25 +14,22 @@ from typing import Any
 import numpy as np
 
 from distgrad.backend import numpy_backend
+from distgrad.testing.standin import nccl, streams
 from distgrad.testing.standin.array import (
     SCALARS,
     TABLE,
-    Device,
     arrays_in,
     bare,
     given,
-    ledger,
     ndarray,
     placed,
     refuse_host_arrays,
 )
+from distgrad.testing.standin.ledger import ledger
+from distgrad.testing.standin.streams import CUDARuntimeError
 from distgrad.testing.standin.ufuncs import ufunc, ufuncs
 
 Function = Callable[..., Any]
-
-
-class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for an error of the driver."""
 
 
 # ---------------------------------------------------------------------- functions by their table
@@ -89,8 +86,9 @@ def _check_first(name: str, parameter: str, value: Any) -> None:
 def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = False) -> ndarray:
     """Return ``a`` on the device: itself, a conversion, or a copy from the host."""
     if isinstance(a, ndarray):
-        return placed(np.asarray(a.host, dtype, order=order), [a])
+        return placed(np.asarray(a.use(), dtype, order=order), [a])
     _refuse_mixture(a)
+    ledger.uploads += 1
     return placed(np.array(a, dtype))
 
 
@@ -101,9 +99,10 @@ def array(
     """Return ``obj`` as a new array of the device."""
     if isinstance(obj, ndarray):
         source = [] if copy else [obj]
-        host = np.array(obj.host, dtype, copy=copy or None, order=order, ndmin=ndmin)
+        host = np.array(obj.use(), dtype, copy=copy or None, order=order, ndmin=ndmin)
         return placed(host, source)
     _refuse_mixture(obj)
+    ledger.uploads += 1
     return placed(np.array(obj, dtype, ndmin=ndmin))
 
 
@@ -129,26 +128,27 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     for value in (x, y):
         if not isinstance(value, (ndarray, *SCALARS)):
             ledger.refuse(f"where: Unsupported type {type(value)}")
-    return placed(np.where(condition.host, bare(x), bare(y)))
+    return placed(np.where(condition.use(), bare(x), bare(y)))
 
 
 def copyto(dst: Any, src: Any, casting: Any = "same_kind", where: Any = None) -> None:
     """Copy ``src`` into ``dst``, everywhere or where a mask is true."""
     refuse_host_arrays("copyto", [dst, src, where])
-    np.copyto(dst.host, bare(src), casting, True if where is None else where.host)
+    np.copyto(dst.use(), bare(src), casting, True if where is None else where.use())
 
 
 def searchsorted(a: Any, v: Any, side: Any = "left", sorter: Any = None) -> Any:
     """Return where to put ``v`` into the sorted vector ``a``."""
     if not isinstance(a, ndarray) or not isinstance(v, ndarray | int | float | complex):
         ledger.refuse("Only python scalars or ndarrays are supported for v", NotImplementedError)
-    return placed(np.searchsorted(a.host, bare(v), side, bare(sorter)))
+    return placed(np.searchsorted(a.use(), bare(v), side, bare(sorter)))
 
 
 def as_strided(x: Any, shape: Any = None, strides: Any = None) -> ndarray:
     """Return a view by explicit strides; as in CuPy it does not know its base."""
-    host = np.lib.stride_tricks.as_strided(x.host, shape, strides)
-    return placed(host)
+    view = placed(np.lib.stride_tricks.as_strided(x.host, shape, strides), [x])
+    view.base = None
+    return view
 
 
 def diagonal(a: Any, offset: Any = 0, axis1: Any = 0, axis2: Any = 1) -> Any:
@@ -244,7 +244,16 @@ def _types() -> dict[str, Any]:
     return {name: getattr(np, name) for name in names.split()}
 
 
-def make_modules(devices: int) -> dict[str, ModuleType]:
+def _properties(device: int) -> dict[str, Any]:
+    """Return what a device is."""
+    return {
+        "name": b"Stand-in", "major": 9, "minor": 0, "totalGlobalMem": 1 << 30,
+        "multiProcessorCount": 1, "warpSize": 32, "maxThreadsPerMultiProcessor": 2048,
+        "sharedMemPerBlock": 49152, "l2CacheSize": 1 << 20, "uuid": bytes([device]) * 16,
+    }  # fmt: skip
+
+
+def make_modules(devices: int, with_nccl: bool = True) -> dict[str, ModuleType]:
     """Return the stand-in's modules by the names they are imported under."""
 
     def count() -> int:
@@ -253,9 +262,16 @@ def make_modules(devices: int) -> dict[str, ModuleType]:
                                    "insufficient for CUDA runtime version")  # fmt: skip
         return devices
 
-    runtime = _module("cupy.cuda.runtime", {"getDeviceCount": count,
-                                            "CUDARuntimeError": CUDARuntimeError})  # fmt: skip
-    cuda = _module("cupy.cuda", {"runtime": runtime, "Device": Device})
+    runtime = _module("cupy.cuda.runtime", {
+        "getDeviceCount": count, "CUDARuntimeError": CUDARuntimeError,
+        "getDevice": lambda: streams.here.device, "hostRegister": streams.host_register,
+        "hostUnregister": streams.host_unregister, "getDeviceProperties": _properties,
+    })  # fmt: skip
+    cuda = _module("cupy.cuda", {
+        "runtime": runtime, "Device": streams.Device, "Stream": streams.Stream,
+        "Event": streams.Event, "get_current_stream": streams.current_stream,
+        "alloc_pinned_memory": bytearray,
+    })  # fmt: skip
     tricks = _module("cupy.lib.stride_tricks", {"as_strided": as_strided})
     linalg = {n: _linalg_function(n, p) for n, p in TABLE["cupy.linalg"].items()}
     fft = {n: _function(f"fft.{n}", p, getattr(np.fft, n)) for n, p in TABLE["cupy.fft"].items()}
@@ -270,9 +286,20 @@ def make_modules(devices: int) -> dict[str, ModuleType]:
     scipy = _module("cupyx.scipy", {"special": _module("cupyx.scipy.special", special)})
     top = [
         _module("cupy", plain | _types() | ufuncs | _OWN | parts),
-        _module("cupyx", {"errstate": errstate, "scatter_add": _scatter_add, "scipy": scipy}),
+        _module(
+            "cupyx",
+            {
+                "errstate": errstate,
+                "scatter_add": _scatter_add,
+                "scipy": scipy,
+                "empty_pinned": streams.empty_pinned,
+                "zeros_pinned": streams.zeros_pinned,
+            },
+        ),
     ]
-    return {m.__name__: m for m in [*top, runtime, cuda, tricks, *_below(top)]}
+    # No attribute of cupy.cuda: CuPy loads NCCL when its module is imported by name.
+    apart = [nccl.make_module(with_nccl)]
+    return {m.__name__: m for m in [*top, *apart, *_below(top)]}
 
 
 def _below(modules: list[ModuleType]) -> list[ModuleType]:

@@ -16,12 +16,14 @@ import numpy as np
 
 TABLE = Path(__file__).with_name("cupy_api.json")
 _SIGNATURE = re.compile(r"_ndarray_base\.\w+\(self,?\s*(.*?)\)(?: ->|$|\n)")
+_MEMBER = re.compile(r"\w+\.\w+\((?:self|cls),?\s*(.*?)\)(?: ->|$|\n)")
 
 
 def snapshot() -> dict[str, Any]:
     """Return the table: a version, ndarray's attributes, ufuncs with their types, functions."""
     import cupy  # here, so that the stand-in itself never looks for the real one
     import cupyx.scipy.special
+    from cupy.cuda import nccl
 
     ufuncs = {
         n: o
@@ -37,6 +39,8 @@ def snapshot() -> dict[str, Any]:
         "cupy.fft": _functions(cupy.fft, np.fft),
         "cupy.linalg": _functions(cupy.linalg, np.linalg),
         "cupyx": _functions(cupyx, cupyx),
+        "cupy.cuda": {c.__name__: _members(c) for c in _classes(cupy.cuda, nccl)},
+        "nccl": {n: v for n, v in sorted(vars(nccl).items()) if n.startswith("NCCL_")},
         "cupyx.scipy.special": sorted(n for n in dir(cupyx.scipy.special) if n[0] != "_"),
     }
 
@@ -82,13 +86,33 @@ def _parameters(function: Any) -> str | None:
     return " ".join(stars.get(p.kind, "") + p.name for p in parameters)
 
 
+def _classes(cuda: Any, nccl: Any) -> list[Any]:
+    """Return the classes of streams, memory and communicators."""
+    return [cuda.Stream, cuda.Event, cuda.Device, cuda.MemoryPointer, nccl.NcclCommunicator]
+
+
+def _members(kind: Any) -> dict[str, str | None]:
+    """Return the parameters of methods, None for what is no method."""
+    found = {}
+    for name in dir(kind):
+        match = _MEMBER.match(getattr(getattr(kind, name), "__doc__", None) or "")
+        if name[0] != "_":
+            found[name] = None if match is None else _named(match[1])
+    return found
+
+
+def _named(signature: str) -> str:
+    """Return the names of parameters that Cython wrote with types and defaults."""
+    parts = [part.partition("=")[0].split() for part in signature.split(",")]
+    return " ".join(part[-1] for part in parts if part and part[-1] != "*")
+
+
 def _method(value: Any) -> str | None:
     """Return the parameters that Cython wrote into a docstring; None for what is no method."""
     match = _SIGNATURE.search(getattr(value, "__doc__", None) or "")
     if match is None or not callable(value):
         return None
-    parts = [part.partition("=")[0].split() for part in match[1].split(",")]
-    return " ".join(part[-1] for part in parts if part and part[-1] != "*")
+    return _named(match[1])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.testing.standin.array import TABLE, bare, check_operand, ledger, ndarray, placed
+from distgrad.testing.standin.array import TABLE, bare, check_operand, ndarray, placed
+from distgrad.testing.standin.ledger import ledger
 
 
 class ufunc:

@@ -1,0 +1,65 @@
+"""What happened on the stand-in device, and what is forbidden there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+
+class HostSync(RuntimeError):
+    """The host waits for the device where it was forbidden to."""
+
+
+class StreamHazard(RuntimeError):
+    """A stream uses memory that another stream may still be using, as no event orders the two."""
+
+
+class _Rule(threading.local):
+    """What a thread may do."""
+
+    may_sync = True
+
+
+class Ledger:
+    """What happened on the stand-in device: waits of the host, copies, and what CuPy refuses."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.uploads = 0  # arrays of the host that became arrays of the device
+        self.refused: list[str] = []
+        self.hazards: list[str] = []
+        self.contexts: set[int] = set()  # devices on which a thread has made memory, or looked
+        self.trace: list[str] = []  # copies and collectives on streams, in the order of their calls
+        self.latency = 2  # looks at an event before its work is seen done
+
+    def sync(self, what: str) -> None:
+        """Note that the host waits for the device."""
+        self.syncs += 1
+        if not _rule.may_sync:
+            raise HostSync(f"{what}: the host waits for the device")
+
+    def refuse(self, what: str, kind: type[Exception] = TypeError) -> NoReturn:
+        """Raise as CuPy does, and note it, for a caller may swallow the exception."""
+        self.refused.append(what)
+        raise kind(what)
+
+    def hazard(self, what: str) -> NoReturn:
+        """Raise for work that no event orders, and note it."""
+        self.hazards.append(what)
+        raise StreamHazard(what)
+
+
+_rule = _Rule()
+ledger = Ledger()
+
+
+@contextmanager
+def no_syncs() -> Iterator[None]:
+    """Raise ``HostSync`` inside the block wherever this thread waits for the device."""
+    before, _rule.may_sync = _rule.may_sync, False
+    try:
+        yield
+    finally:
+        _rule.may_sync = before
