@@ -9,29 +9,27 @@ Note [Join]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from distgrad.autograd.mode import mode
-from distgrad.backend.device import CPU, device_of, to_device
+from distgrad.backend.device import CPU, device, device_of, to_device
 from distgrad.backend.random import Generator, current_generator, use_generator
 from distgrad.config import switch
-from distgrad.distributed import get_group, init_process_group, is_initialized, local_group
+from distgrad.distributed import get_group, is_initialized
 from distgrad.distributed.algorithms.join import Join, Joinable, JoinHook
-from distgrad.distributed.bucket import Bucket
 from distgrad.distributed.comm_hooks import Hook, HookedReduction
-from distgrad.distributed.env import world_from_env
 from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.reducer import Reducer
 from distgrad.distributed.sharded import ShardedReducer
 from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError, GradError, describe
 from distgrad.nn.module import Module
 from distgrad.nn.modules.syncbatchnorm import SyncBatchNorm
+from distgrad.nn.parallel.defaults import default_group, samples_in
 from distgrad.nn.parallel.guard import guard
-from distgrad.tensor import Tensor
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 
@@ -64,7 +62,10 @@ class DistributedDataParallel(Module, Joinable):
         shard_gradients: leave to each rank the mean gradients of 1/P of the elements, and drop the
             rest as soon as it is summed (ZeRO-2). After backward ``grad`` is None; it takes
             `distgrad.distributed.optim.ZeroRedundancyOptimizer` and ``clip_grad_norm_``, which
-            know where the gradients are, and its ``zero_grad`` before the next forward.
+            know where the gradients are. Means of several backwards are added, as PyTorch does.
+        check_every: after every so many reductions, compare digests of all parameters, and raise
+            on all ranks if one has other values. The number of the step and the settings of a
+            ZeroRedundancyOptimizer are compared in each reduction, at no cost.
 
     Units: a sample is an entry of the first dimension of the first tensor that forward gets; call
         ``add_count`` to count otherwise, in tokens for example, or forward is called without
@@ -103,6 +104,7 @@ class DistributedDataParallel(Module, Joinable):
         determinism: str | None = None,
         shards: int | None = None,
         shard_gradients: bool = False,
+        check_every: int | None = None,
     ) -> None:
         """Lay out and compare the parameters, and start from those of rank 0."""
         super().__init__()
@@ -119,7 +121,8 @@ class DistributedDataParallel(Module, Joinable):
         self.parameters_to_ignore = set(getattr(module, _IGNORED, ()))
         self.shard_gradients = shard_gradients
         self._how = reduction, bucket_cap_mb, determinism or switch("determinism") or "run", shards
-        self._connect(process_group if process_group is not None else _default_group())
+        self.check_every = check_every
+        self._connect(process_group if process_group is not None else default_group())
         if init_sync:
             self.reducer.broadcast_parameters()
             self._broadcast_buffers()
@@ -136,7 +139,9 @@ class DistributedDataParallel(Module, Joinable):
             )
         reduction, bucket_cap_mb, determinism, shards = self._how
         kind = ShardedReducer if self.shard_gradients else Reducer
-        reducer = kind(named, group, reduction, bucket_cap_mb, determinism, shards)
+        reducer = kind(
+            named, group, reduction, bucket_cap_mb, determinism, shards, self.check_every
+        )
         self.reducer, module = reducer, self.module
         reducer.gathering.guard = lambda: guard(module, reducer)
         self._generator, self._place = Generator(), (0, 0, -1)
@@ -177,7 +182,7 @@ class DistributedDataParallel(Module, Joinable):
     def __setstate__(self, saved: dict[str, Any]) -> None:
         """Connect a copy; all ranks do so together. A communication hook is not copied."""
         super().__setstate__(saved)
-        self._connect(_default_group())
+        self._connect(default_group())
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Return ``module(*inputs, **options)``, counting the samples."""
@@ -187,7 +192,7 @@ class DistributedDataParallel(Module, Joinable):
             if self.will_sync_module_buffers():
                 self._broadcast_buffers(source)
             if not self.reducer.explicit_count:
-                self.reducer.count += _samples(inputs, options, self.dim)
+                self.reducer.count += samples_in(inputs, options, self.dim)
         if self.reducer.determinism != "world" or not self.training:
             return self.module(*inputs, **options)
         with use_generator(self._stream()):
@@ -257,6 +262,9 @@ class DistributedDataParallel(Module, Joinable):
         itself. Means over the samples stay exact if the hook is linear; see Note [Exact means with
         hooks] in `distgrad.distributed.comm_hooks`. Once only, between two iterations.
 
+        With several shards on a rank the hook gets their sum, once; with ``shard_gradients`` it
+        still averages whole buckets, of which each rank keeps what it owns.
+
         Ranks: all, with the same hook.
         """
         if not callable(hook):
@@ -267,12 +275,6 @@ class DistributedDataParallel(Module, Joinable):
         if reducer.comm is not None:
             raise DistributedError(
                 "register_comm_hook(): register_comm_hook can only be called once for a model"
-            )
-        plain = all(isinstance(bucket, Bucket) for bucket in reducer.buckets)
-        if reducer.tree.shards > self.process_group.size or not plain:
-            raise ArgumentError(
-                "register_comm_hook(): a hook averages whole gradients of one shard for each rank; "
-                "it takes neither more shards than ranks nor gradients kept by their owners"
             )
         name = getattr(hook, "__qualname__", type(hook).__qualname__)
         check_same(self.process_group.channel("control"), "communication hook", name)
@@ -289,7 +291,9 @@ class DistributedDataParallel(Module, Joinable):
 
         A rank that has left it takes part in the reductions of the others with nothing, until all
         have left; then all get the parameters and buffers of a rank that trained to the end. One
-        backward belongs to each forward that trains.
+        backward belongs to each forward that trains. It goes on with the steps of the others as
+        well, where a `ZeroRedundancyOptimizer` has these parameters; but not with other collectives
+        of the loop, such as ``clip_grad_norm_`` where gradients are kept by their owners.
 
         Args:
             divide_by_initial_world_size: accepted; there is no division by a number of ranks, but
@@ -298,7 +302,7 @@ class DistributedDataParallel(Module, Joinable):
             throw_on_early_termination: raise on all ranks as soon as one has left; SyncBatchNorm
                 needs it, as the statistics are of all ranks.
         """
-        return Join([self], enable, throw_on_early_termination)
+        return Join([self, *self.reducer.followers], enable, throw_on_early_termination)
 
     def join_hook(self, **options: Any) -> JoinHook:
         """Return what shadows the forward and backward of the other ranks.
@@ -312,6 +316,11 @@ class DistributedDataParallel(Module, Joinable):
                 "shards the ranks have the same number of steps; give a shard no samples instead"
             )
         return _Shadow(self)
+
+    @property
+    def join_device(self) -> device:
+        """Where the parameters are."""
+        return next(p.device for _, p in self.reducer.named)
 
     @property
     def join_process_group(self) -> ProcessGroup:
@@ -363,28 +372,13 @@ class _Shadow(JoinHook):
             ddp.reducer.shadow()
 
     def post_hook(self, is_last_joiner: bool) -> None:
-        """Take parameters and buffers of the last rank that trained to the end."""
+        """Take parameters and buffers of the last rank that trained to the end.
+
+        The gradients of others go: the last step was made with them.
+        """
         ddp = self._ddp
+        if not is_last_joiner:
+            ddp.zero_grad()
         source = ddp._agree([ddp.process_group.rank + 1 if is_last_joiner else 0])[0] - 1
         ddp.reducer.broadcast_parameters(source)
         ddp._broadcast_buffers(source)
-
-
-def _default_group() -> ProcessGroup:
-    """Return the default group: made under a launcher, a group of this process without one."""
-    if is_initialized():
-        return get_group()
-    several = (world_from_env().size or 1) > 1
-    return init_process_group() if several else local_group()
-
-
-def _samples(inputs: Sequence[Any], options: Mapping[str, Any], dim: int) -> int:
-    """Return the length of the first tensor along ``dim``; 1 without a tensor."""
-    for value in (*inputs, *options.values()):
-        if isinstance(value, Tensor):
-            return int(value.array.shape[dim]) if value.array.ndim > dim else 1
-        if isinstance(value, list | tuple | dict):
-            nested = value.values() if isinstance(value, dict) else value
-            if any(isinstance(v, Tensor) for v in nested):
-                return _samples(tuple(nested), {}, dim)
-    return 1
