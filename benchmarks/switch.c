@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_PORTS = 64, FRAME = 9100, QUEUE = 4 << 20, BATCH = 64 };
+enum { MOST_PORTS = 64, FRAME = 1 << 16, QUEUE = 4 << 20, BATCH = 64 };
 
 struct packet {
   struct packet *next;

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from distgrad.config import switch
-from distgrad.distributed import board
+from distgrad.distributed import board, shared
+from distgrad.distributed.cuda_aware import takes_gpu_memory
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.group import (
     ANY_RANK,
     CHANNELS,
     DEFAULT_TIMEOUT_S,
     ProcessGroup,
-    Transfer,
     check_same,
     is_bfloat16,
     link_channels,
 )
-from distgrad.distributed.shared import ALIGNMENT, Slab, has_room
+from distgrad.distributed.shared import Slab
 from distgrad.distributed.waiting import wait_for
 from distgrad.distributed.watch import Watch
-from distgrad.distributed.work import HostArray, Work
+from distgrad.distributed.work import HostArray, Transfer, Work
 from distgrad.errors import DistributedError, MissingExtra
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 # Transfers that were dropped before their end: MPI may still write to their buffers.
 _abandoned: list[tuple[object, object]] = []
 
-# Windows of closed groups, by their ranks in the job. MPICH hangs in making a tenth one.
-_retired: dict[tuple[int, ...], list[Any]] = {}
 _SECOND_S = 0.5
 _TAGS = 0x3FFF  # MPI grants 15 bits at least
 
@@ -61,7 +59,6 @@ class MpiGroup(ProcessGroup):
     def __init__(self, comm: MPI.Intracomm, host: MPI.Comm, name: str, timeout_s: float) -> None:
         super().__init__(comm.rank, comm.size, host.rank, host.size, name, timeout_s)
         self.comm, self.host = comm, host
-        self._windows: list[tuple[tuple[int, ...], MPI.Win]] = []  # with the ranks of the job
         self._mpi = start_mpi()
         self.thread_safe = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
 
@@ -73,11 +70,7 @@ class MpiGroup(ProcessGroup):
         os._exit(code)  # MPICH's Abort may return before the process is killed
 
     def close(self) -> None:
-        """Release the communicators. A message still under way keeps its own alive.
-
-        Common memory lasts until these ranks make other common memory: to free it, MPI waits for
-        all of them, and one that fails closes its group alone.
-        """
+        """Release the communicators. A message still under way keeps its own alive."""
         if self.closed:
             return
         super().close()
@@ -88,38 +81,21 @@ class MpiGroup(ProcessGroup):
             self.watch.comm.Free()
         for sibling in self.siblings.values():
             assert isinstance(sibling, MpiGroup)
-            for ranks, window in sibling._windows:
-                _retired.setdefault(ranks, []).append(window)
             sibling.comm.Free()
         self.host.Free()
 
     def _share(self, nbytes: int, signals: int) -> Slab | None:
-        row = -(-8 * signals // ALIGNMENT) * ALIGNMENT
-        ranks = tuple(self.host.allgather(self._mpi.COMM_WORLD.rank))
-        old = _retired.setdefault(ranks, [])
-        room = np.array([has_room((nbytes + row) * self.host.size), len(old)], np.int32)
-        self.comm.Allreduce(self._mpi.IN_PLACE, room, op=self._mpi.MIN)
-        for _ in range(room[1]):
-            window = old.pop(0)
-            window.Unlock_all()
-            window.Free()
-        if not room[0]:
+        self.barrier()  # MPI blocks below, so all must be here before
+        host, (part, row) = self.host, shared.room_of(nbytes, signals)
+        path = host.bcast(shared.new_file(part * host.size) if host.rank == 0 else "")
+        memory = shared.attached(path, part, host.rank, host.size)
+        everywhere = np.array([memory is not None], np.int32)
+        self.comm.Allreduce(self._mpi.IN_PLACE, everywhere, op=self._mpi.MIN)
+        if host.rank == 0 and path:
+            os.unlink(path)
+        if memory is None or not everywhere[0]:
             return None
-        info = self._mpi.Info.Create({"alloc_shared_noncontig": "true"})
-        window = self._mpi.Win.Allocate_shared(nbytes + row, 1, info, self.host)
-        info.Free()
-        window.Lock_all()
-        self._windows.append((ranks, window))
-        whole = [
-            np.frombuffer(window.Shared_query(place)[0], np.uint8)
-            for place in range(self.host.size)
-        ]
-        signs = [memory[:row].view(np.int64) for memory in whole]
-        signs[self.host.rank][...] = 0
-        self.barrier()
-        return Slab(
-            [m[row:] for m in whole], signs, self.host.rank, window.Sync, window, self._poll
-        )
+        return shared.slab_in(memory, part, row, host.rank, self._poll)
 
     def _part(self, places: Sequence[int], timeout_s: float) -> MpiGroup:
         # MPI blocks while it makes a communicator, so all must be here before.
@@ -129,10 +105,14 @@ class MpiGroup(ProcessGroup):
         everyone = control.comm.Get_group()
         chosen = everyone.Incl(list(places))
         made = control.comm.Create_group(chosen, zlib.crc32(repr(places).encode()) & _TAGS)
-        group = _watched(_group_of(made, timeout_s), made)  # no board: it takes all to free one
+        group = _watched(_group_of(made, timeout_s), made)
         for handle in (chosen, everyone, made):
             handle.Free()
         return group
+
+    def takes_gpu_memory(self) -> bool:
+        """Return whether the MPI library is known to take memory of a GPU."""
+        return takes_gpu_memory(self._mpi)
 
     def _poll(self) -> None:
         """Give transfers a push while this rank waits for a signal in common memory."""
@@ -219,17 +199,11 @@ def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIME
     Ranks: all ranks of ``comm``.
     """
     base = start_mpi().COMM_WORLD if comm is None else comm
-    group = _group_of(base, timeout_s)
-    if len(group.hosts) == 1:
-        slab = group.shared_memory(len(CHANNELS) * board.BYTES, len(CHANNELS) * board.SIGNALS)
-        if slab is not None:
-            for sibling in group.siblings.values():
-                sibling.board = board.Board(sibling, slab)
-    return _watched(group, base)
+    return _watched(_group_of(base, timeout_s), base)
 
 
 def _group_of(base: MPI.Intracomm, timeout_s: float) -> MpiGroup:
-    """Return a group of the ranks of ``base`` without a board and a watch."""
+    """Return a group of the ranks of ``base`` without a watch."""
     mpi = start_mpi()
     host = base.Split_type(mpi.COMM_TYPE_SHARED, key=base.rank)
     hosts: dict[int, list[int]] = {}
@@ -241,11 +215,24 @@ def _group_of(base: MPI.Intracomm, timeout_s: float) -> MpiGroup:
         group.hosts = list(hosts.values())
         return group
 
-    return link_channels(make)
+    group = link_channels(make)
+    if len(hosts) == 1:
+        _give_boards(group)
+    return group
+
+
+def _give_boards(group: MpiGroup) -> None:
+    """Let each channel have a board, if there is common memory for all."""
+    halves = [board.SMALL_HALF_BYTES] * len(CHANNELS)
+    halves[CHANNELS.index("user")] = board.HALF_BYTES
+    slab = group.shared_memory(2 * sum(halves), len(CHANNELS) * board.SIGNALS)
+    if slab is not None:
+        for name, half in zip(CHANNELS, halves, strict=True):
+            group.siblings[name].board = board.Board(group.siblings[name], slab, half)
 
 
 def _watched(group: MpiGroup, base: MPI.Intracomm) -> MpiGroup:
-    """Return ``group`` with a watch. Its thread comes last: MPICH may hang in making a window."""
+    """Return ``group`` with a watch, where MPI takes calls of several threads."""
     if group.thread_safe and group.size > 1:
         watch = Watch(base.Dup(), group._mpi, switch("stall_s"))
         for sibling in group.siblings.values():

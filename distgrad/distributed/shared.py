@@ -3,14 +3,23 @@
 Every rank has bytes that the others of its host can read and write, and a row of numbers that only
 it writes: its signals. A rank that sets a signal says how far it has come.
 
+Note [Files without a name]: the memory is a file that every rank of the host maps. As soon as all
+have it, its name is removed: the system takes the memory back when the last rank lets go of it,
+however a rank ends, and nobody has to wait for the others to free it. Every rank reserves its own
+part beforehand, near its own core: past the end of a full file system, which in containers has
+64 MB by default, the first write would kill the process without a word.
+
 Note [Order of writes]: a processor may let others see a signal before the data it speaks of.
-``fence`` stands between them, on both sides.
+``fence`` stands between them, on both sides. x86 keeps the order of writes and that of reads.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import platform
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +27,20 @@ import numpy as np
 
 from distgrad.distributed.work import HostArray, Work
 
-_FOLDERS = ("/dev/shm", tempfile.gettempdir())  # where MPI libraries keep common memory
+_FOLDERS = ("/dev/shm", tempfile.gettempdir())
 ALIGNMENT = 64  # bytes of a cache line; two ranks that write to one slow each other down
+FENCES = platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686")
+_lock = threading.Lock()
+
+
+def fence() -> None:
+    """Order this thread's memory accesses before and after; see Note [Order of writes]."""
+    if not FENCES:
+        return
+    with _lock:
+        pass
+    with _lock:  # what comes before the first release stays before this acquire
+        pass
 
 
 class Slab:
@@ -29,8 +50,6 @@ class Slab:
         memory: a flat array of bytes for each of these ranks, in order.
         signals: an array of int64 for each of them.
         place: which of them this rank is.
-        fence: orders memory accesses around signals.
-        owner: what must live as long as the memory.
         poll: gives other transfers a push while somebody listens.
     """
 
@@ -39,12 +58,9 @@ class Slab:
         memory: Sequence[HostArray],
         signals: Sequence[HostArray],
         place: int,
-        fence: Callable[[], None],
-        owner: Any = None,
         poll: Callable[[], object] = lambda: None,
     ) -> None:
-        self.poll = poll
-        self.memory, self.place, self.fence, self.owner = list(memory), place, fence, owner
+        self.memory, self.place, self.poll = list(memory), place, poll
         self.signals = [memoryview(row.data).cast("B").cast("q") for row in signals]
         self._taken = 0
         self._slots = 0
@@ -73,7 +89,7 @@ class Slab:
 
     def say(self, slot: int, value: int) -> None:
         """Set this rank's signal."""
-        self.fence()
+        fence()
         self.signals[self.place][slot] = value
 
     def heard(self, slot: int, value: int, call: str) -> Heard:
@@ -98,7 +114,7 @@ class Heard(Work):
                 if row[slot] < value:
                     self._slab.poll()
                     return False
-            self._slab.fence()
+            fence()
             self._over = True
         return self._over
 
@@ -111,16 +127,56 @@ class Heard(Work):
         return self._over
 
 
-def has_room(nbytes: int) -> bool:
-    """Return whether common memory of ``nbytes`` can be had.
+# The file
 
-    It lies in a file system of its own, which is small in containers: 64 MB by default. Past its
-    end, the first write would kill the process without a word.
-    """
+
+def room_of(nbytes: int, signals: int) -> tuple[int, int]:
+    """Return the bytes of a rank's part, whole pages of its own, and of its signals therein."""
+    row = -(-8 * signals // ALIGNMENT) * ALIGNMENT
+    return -(-(row + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE, row
+
+
+def new_file(nbytes: int) -> str:
+    """Return the path of a new file of ``nbytes`` for common memory; empty where there is none."""
     for folder in _FOLDERS:
         try:
-            state = os.statvfs(folder)
+            handle, path = tempfile.mkstemp(prefix="distgrad-", dir=folder)
         except OSError:
             continue
-        return state.f_bavail * state.f_frsize > nbytes
-    return False
+        try:
+            os.truncate(handle, nbytes)
+        except OSError:
+            os.unlink(path)
+        else:
+            return path
+        finally:
+            os.close(handle)
+    return ""
+
+
+def attached(path: str, part: int, place: int, ranks: int) -> mmap.mmap | None:
+    """Return the file at ``path``, mapped, or None where that or its memory cannot be had.
+
+    Args:
+        part: bytes of a rank.
+        place: of this rank, whose part is reserved.
+        ranks: that have a part.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:  # ranks in different containers of one host do not see the same files
+        return None
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on every system
+            os.posix_fallocate(handle, place * part, part)
+        return mmap.mmap(handle, part * ranks)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def slab_in(memory: mmap.mmap, part: int, row: int, place: int, poll: Callable[[], object]) -> Slab:
+    """Return the common memory in a mapped file, each rank's part beginning with its signals."""
+    whole = np.frombuffer(memory, np.uint8).reshape(-1, part)
+    return Slab([m[row:] for m in whole], [m[:row].view(np.int64) for m in whole], place, poll)

@@ -22,13 +22,12 @@ from distgrad.distributed.group import (
     ANY_RANK,
     CompletedWork,
     ProcessGroup,
-    Transfer,
     disagreement,
     link_channels,
     tree_reduce,
 )
 from distgrad.distributed.shared import Slab
-from distgrad.distributed.work import HostArray, Work
+from distgrad.distributed.work import HostArray, Transfer, Work
 from distgrad.errors import ArgumentError, DistributedError, describe
 
 T = TypeVar("T")
@@ -61,11 +60,11 @@ def run_ranks(
     if n < 1:
         raise ArgumentError(f"run_ranks({n}): needs one rank or more")
     step = ranks_per_host or n
-    world = _World([list(range(n))[first : first + step] for first in range(0, n, step)])
+    world = ThreadWorld([list(range(n))[first : first + step] for first in range(0, n, step)])
     results: dict[int, T] = {}
 
     def body(rank: int) -> None:
-        group = _thread_group(world, rank, timeout_s)
+        group = thread_group(world, rank, timeout_s)
         set_thread_group(group)
         try:
             results[rank] = fn(group, *args)
@@ -89,7 +88,7 @@ def run_ranks(
     return [results[rank] for rank in range(n)]
 
 
-class _World:
+class ThreadWorld:
     """What the ranks of a group share.
 
     ``changed`` guards all of it and is notified at every change; sub-groups have that of the whole,
@@ -102,11 +101,11 @@ class _World:
     """
 
     def __init__(
-        self, hosts: list[list[int]], whole: _World | None = None, ranks: Sequence[int] = ()
+        self, hosts: list[list[int]], whole: ThreadWorld | None = None, ranks: Sequence[int] = ()
     ) -> None:
         self.size, self.hosts = sum(map(len, hosts)), hosts
         self.whole, self.ranks = whole or self, ranks or range(self.size)
-        self.parts: dict[tuple[tuple[int, ...], int], _World] = {}
+        self.parts: dict[tuple[tuple[int, ...], int], ThreadWorld] = {}
         self.slabs: dict[tuple[str, int], dict[int, tuple[HostArray, HostArray]]] = {}
         self.changed: threading.Condition = whole.changed if whole else threading.Condition()
         self.rounds: dict[tuple[str, int], _Round] = {}
@@ -125,14 +124,14 @@ class _World:
             self.left.add(rank)
             self.changed.notify_all()
 
-    def part(self, places: tuple[int, ...], number: int) -> _World:
+    def part(self, places: tuple[int, ...], number: int) -> ThreadWorld:
         """Return the ``number``-th world of the ranks ``places``, the same one for all of them."""
         with self.changed:
             key = places, number
             if key not in self.parts:
                 there = [[places.index(r) for r in host if r in places] for host in self.hosts]
                 ranks = [self.ranks[place] for place in places]
-                self.parts[key] = _World([h for h in there if h], self.whole, ranks)
+                self.parts[key] = ThreadWorld([h for h in there if h], self.whole, ranks)
             return self.parts[key]
 
     def raise_if_hopeless(self, call: str, rank: int, awaited: Sequence[int]) -> None:
@@ -273,8 +272,9 @@ class ThreadGroup(ProcessGroup):
     backend = "threads"
     compares_calls = True
 
-    def __init__(self, world: _World, rank: int, name: str, timeout_s: float) -> None:
-        super().__init__(rank, world.size, rank, world.size, name, timeout_s)
+    def __init__(self, world: ThreadWorld, rank: int, name: str, timeout_s: float) -> None:
+        here = next(ranks for ranks in world.hosts if rank in ranks)
+        super().__init__(rank, world.size, here.index(rank), len(here), name, timeout_s)
         self.world, self.hosts = world, world.hosts
         self._parts: Counter[tuple[int, ...]] = Counter()  # how many of each were made
 
@@ -282,7 +282,7 @@ class ThreadGroup(ProcessGroup):
         key = tuple(places)
         self._parts[key] += 1
         world = self.world.part(key, self._parts[key])
-        return _thread_group(world, places.index(self.rank), timeout_s)
+        return thread_group(world, places.index(self.rank), timeout_s)
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """Stop every rank: they raise DistributedError at their next collective, this one now."""
@@ -311,7 +311,7 @@ class ThreadGroup(ProcessGroup):
         self.barrier()
         ranks = next(ranks for ranks in self.hosts if self.rank in ranks)
         memory, rows = zip(*(all_[rank] for rank in ranks), strict=True)
-        return Slab(memory, rows, ranks.index(self.rank), lambda: None)
+        return Slab(memory, rows, ranks.index(self.rank))
 
     def _join_round(self, transfer: Transfer) -> Work:
         world, key = self.world, (self.name, self.sequence)
@@ -333,11 +333,13 @@ class ThreadGroup(ProcessGroup):
             return self.world.mail.setdefault((self.name, src, dst, tag), deque())
 
 
-def _thread_group(world: _World, rank: int, timeout_s: float) -> ThreadGroup:
+def thread_group(world: ThreadWorld, rank: int, timeout_s: float) -> ThreadGroup:
+    """Return the group of one rank of ``world``."""
+    """Return the group of one rank of ``world``."""
     return link_channels(lambda name: ThreadGroup(world, rank, name, timeout_s))
 
 
-def _join(world: _World, ranks: Sequence[threading.Thread], timeout_s: float) -> None:
+def _join(world: ThreadWorld, ranks: Sequence[threading.Thread], timeout_s: float) -> None:
     """Wait for the threads; past the time, stop them and say where each one is."""
     deadline = time.monotonic() + timeout_s
     for thread in ranks:

@@ -13,6 +13,12 @@ Note [The model]
     `distgrad.distributed.reduction`. Ranks of a host that share memory cut a bucket into slices,
     so that each exchanges one slice with the other hosts.
 
+    Ranks that share cores and memory slow each other down. How much is measured with work that one
+    rank does alone and then all at once: ``crowding``. A step is measured crowded, so it needs no
+    correction. What a message costs is nearly all done by the ranks' own cores: where more ranks
+    share them than when messages were measured, ``crowded`` makes messages and additions dearer
+    in that proportion. Bytes on the wire cost what they did.
+
     A bucket can start when its gradients are ready, at a time that is measured in real steps. The
     wire carries one bucket after the other, while the latencies of several overlap. What is not
     over when backward ends is exposed and makes the step longer.
@@ -24,7 +30,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -52,6 +58,7 @@ class ScalingConfig(TextGPTConfig):
 
 
 DEFAULTS = ScalingConfig()
+_TURNS = 8  # ranks that do the work of `measure_crowding` alone
 
 
 # ------------------------------------------------------------------ the model
@@ -67,6 +74,7 @@ class Network:
         beta: of each byte on the wire, in both directions at once.
         gamma: of each byte that is added.
         sharing: ranks of a host that share memory, or 1.
+        crowding: how many times as long work took when all ranks did it at once.
     """
 
     alpha: float
@@ -74,6 +82,7 @@ class Network:
     beta: float
     gamma: float
     sharing: int = 1
+    crowding: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,23 @@ class Step:
     seconds: float
     backward_end: float
     buckets: tuple[tuple[float, int], ...] = field(default=())
+
+
+def crowded(network: Network, crowding: float) -> Network:
+    """Return what messages cost when ranks slow each other down so much.
+
+    Example:
+        >>> crowded(Network(1e-3, 1e-5, 1e-9, 1e-10), 2.0)
+        Network(alpha=0.002, gap=2e-05, beta=1e-09, gamma=2e-10, sharing=1, crowding=2.0)
+    """
+    more = crowding / network.crowding
+    return replace(
+        network,
+        alpha=network.alpha * more,
+        gap=network.gap * more,
+        gamma=network.gamma * more,
+        crowding=crowding,
+    )
 
 
 def all_reduce_cost(network: Network, nbytes: int, ranks: int) -> Cost:
@@ -211,8 +237,35 @@ def measure_network(group: ProcessGroup, message_bytes: int, repeats: int = 30) 
     adding = median_s(group, lambda: np.add(numbers, numbers, out=numbers), repeats)
     gap = max(0.0, (all_ - first) / (many - few))
     return Network(
-        max(0.0, first - gap), gap, max(0.0, large - first) / long, adding / long, sharing(group)
-    )
+        max(0.0, first - gap), gap, max(0.0, large - first) / long, adding / long, sharing(group),
+        measure_crowding(group, max(5, repeats // 10)),
+    )  # fmt: skip
+
+
+def measure_crowding(group: ProcessGroup, repeats: int) -> float:
+    """Return how many times as long the same work takes when all ranks do it at once.
+
+    Ranks: all.
+    """
+    square, line = np.ones((192, 192), np.float32), np.ones(1 << 20, np.float32)
+
+    def work() -> None:
+        for _ in range(8):
+            np.matmul(square, square)
+            np.add(line, line, out=line)
+            line.fill(1.0)
+
+    work()
+    together = median_s(group, work, repeats)
+    alone = np.zeros(1)
+    turns = min(group.size, _TURNS)
+    for turn in range(turns):
+        group.barrier()
+        if group.rank == turn:
+            alone[0] = np.median([_seconds(work) for _ in range(repeats)])
+    group.barrier()
+    group.all_reduce(alone)
+    return max(1.0, together / (float(alone[0]) / turns))
 
 
 def sharing(group: ProcessGroup) -> int:
@@ -231,6 +284,10 @@ def median_s(group: ProcessGroup, call: Callable[[], object], repeats: int) -> f
 
 def _timed(group: ProcessGroup, call: Callable[[], object]) -> float:
     group.barrier()
+    return _seconds(call)
+
+
+def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -354,7 +411,8 @@ def _described(network: Network, step: Step, group: ProcessGroup) -> str:
     return (
         f"messages between ranks of {where}: alpha {network.alpha * 1e6:.1f} us, "
         f"{network.gap * 1e6:.2f} us a message, {1e-9 / max(network.beta, 1e-15):.2f} GB/s; "
-        f"adding {1e-9 / max(network.gamma, 1e-15):.1f} GB/s; {network.sharing} ranks share memory"
+        f"adding {1e-9 / max(network.gamma, 1e-15):.1f} GB/s; {network.sharing} ranks share "
+        f"memory; all at once, work takes {network.crowding:.2f} times as long"
         f"\nstep without communication {step.seconds * 1e3:.2f} ms, "
         f"{plot.human_bytes(round(total, -2))} of gradients in {len(step.buckets)} buckets"
     )
