@@ -426,7 +426,11 @@ BODIES = {
     "exception": ("fail()", 1, "[rank 1] ValueError: bad luck"),
     "exit": ("sys.exit(3)", 3, "[rank 1] abort(3)"),
     "exit with a message": ("sys.exit('a message')", 1, "a message"),
-    "thread": ("threading.Thread(target=fail).start()", 1, "[rank 1] ValueError: bad luck"),
+    "thread": (
+        "\n    thread = threading.Thread(target=fail); thread.start(); thread.join()",
+        1,
+        "[rank 1] ValueError: bad luck",
+    ),
     "guarded exit": (
         "\n    with dist.abort_on_failure(group): raise SystemExit(5)",
         5,

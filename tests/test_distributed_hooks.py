@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 
 import distgrad as dg
-from distgrad.distributed.algorithms.ddp_comm_hooks import default_hooks
+from distgrad.backend.device import CPU, to_device
+from distgrad.distributed.algorithms.ddp_comm_hooks import (
+    DDPCommHookType,
+    default_hooks,
+    register_ddp_comm_hook,
+)
+from distgrad.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from distgrad.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
     PowerSGDState,
     batched_powerSGD_hook,
     orthogonalize,
     powerSGD_hook,
+)
+from distgrad.distributed.algorithms.ddp_comm_hooks.quantization_hooks import (
+    packed,
+    quantization_perchannel_hook,
+    quantization_pertensor_hook,
+    unpacked,
 )
 from distgrad.distributed.algorithms.ddp_comm_hooks.topk_hook import TopKState, topk_hook
 from distgrad.distributed.threads import run_ranks
@@ -33,6 +45,8 @@ EVERY = {
         default_hooks.fp16_compress_wrapper(powerSGD_hook),
     ),
     "topk": lambda: (TopKState(ratio=0.2), topk_hook),
+    "8 bits": lambda: (None, quantization_pertensor_hook),
+    "8 bits in rows": lambda: (None, quantization_perchannel_hook),
 }
 
 
@@ -104,6 +118,64 @@ def test_even_counts_give_the_very_bits_of_the_plain_path():
 
     for plain, hooked in run_ranks(4, body):
         for p, q in zip(plain, hooked, strict=True):
+            np.testing.assert_array_equal(p, q)
+
+
+def shard_steps(ddp, shards, reduction, counts=(4, 3, 6)):
+    """Return the gradients of three steps: of each step, shard i has ``n + i`` samples."""
+    got = []
+    for number, n in enumerate(counts):
+        ddp.zero_grad()
+        for shard in ddp.local_shards:
+            step(ddp, *data(n + shard % 3, 10 * number + shard), reduction)
+        if ddp.shard_gradients:
+            pieces = [ddp.reducer.piece(p) for p in ddp.module.parameters()]
+            got.append([None if p is None else p.copy() for p in pieces])
+        else:
+            got.append(grads(ddp.module))
+    return got
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("size, shards", [(1, 3), (2, 5), (3, 4), (2, 2)])
+def test_a_linear_hook_keeps_the_means_of_several_shards_and_of_owners(
+    size, shards, reduction, sharded
+):
+    options = {"determinism": "world", "shards": shards, "reduction": reduction}
+
+    def body(group, hook):
+        ddp = wrapped(group, hook, bucket_cap_mb=1e-4, shard_gradients=sharded, **options)
+        return shard_steps(ddp, shards, reduction)
+
+    plain, hooked = run_ranks(size, body, None), run_ranks(size, body, EVERY["allreduce"]())
+    for a, b in zip(plain, hooked, strict=True):
+        for first, second in zip(a, b, strict=True):
+            for p, q in zip(first, second, strict=True):
+                if p is None:
+                    assert q is None
+                else:
+                    np.testing.assert_allclose(p, q, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["fp16", "power", "topk"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_owners_get_their_part_of_what_a_hook_makes(size, name):
+    """Gradients kept by owners are those that all ranks have without, bit by bit."""
+
+    def body(group, sharded):
+        ddp = wrapped(group, EVERY[name](), dg.float32, bucket_cap_mb=1e-3, shard_gradients=sharded)
+        kind = dg.distributed.optim.ZeroRedundancyOptimizer if sharded else None
+        params = ddp.parameters()
+        optimizer = kind(params, dg.optim.SGD, lr=0.1) if kind else dg.optim.SGD(params, lr=0.1)
+        for i in range(5):
+            optimizer.zero_grad()
+            step(ddp, *data(8, 10 * i + group.rank))
+            optimizer.step()
+        return [p.numpy(force=True).copy() for p in ddp.parameters()]
+
+    for got, want in zip(run_ranks(size, body, True), run_ranks(size, body, False), strict=True):
+        for p, q in zip(got, want, strict=True):
             np.testing.assert_array_equal(p, q)
 
 
@@ -202,6 +274,67 @@ def test_top_k_is_its_model():
             errors[rank][sent] = 0
         np.testing.assert_allclose(got[t][0].ravel(), total[:120] / size, rtol=1e-12)
         np.testing.assert_allclose(got[t][1], total[120:] / size, rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", [None, 16])
+def test_8_bits_are_their_model(width):
+    def hook():
+        if width is None:
+            return None, quantization_pertensor_hook
+        return None, lambda group, bucket: quantization_perchannel_hook(group, bucket, width)
+
+    got, given, _ = run_given(3, hook, 2)
+    order = [*range(120, 132), *range(120)]  # the bias is first in the bucket
+    for t in range(2):
+        total, wrong = np.zeros(132), np.zeros(132)
+        for flat in given[t][:, order]:
+            rows = np.zeros(144 if width else 132)
+            rows[:132] = flat
+            rows = rows.reshape(-1, width or 132)
+            low, high = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
+            scale = ((high - low) / 255)[:, None]
+            total += (np.rint((rows - low[:, None]) / scale) * scale + low[:, None]).ravel()[:132]
+            wrong += np.broadcast_to(scale / 2, rows.shape).ravel()[:132]
+        mean = np.concatenate([got[t][1], got[t][0].ravel()])
+        np.testing.assert_allclose(mean, total / 3, atol=1e-6)
+        assert (np.abs(mean - given[t].mean(0)[order]) <= wrong / 3 + 1e-6).all()
+
+
+def test_a_row_that_is_not_finite_is_no_number_and_the_others_are():
+    flat = np.array([1, np.inf, 0, 3, 255, 0, -1, 254], np.float32)
+    out = unpacked(packed(flat, 4, 2), 4, 2)
+    assert np.isnan(out[:2]).all()
+    np.testing.assert_array_equal(out[2:], flat[2:])
+
+
+def test_no_communication_leaves_each_rank_its_own():
+    def body(group):
+        ddp = wrapped(group, (None, noop_hook))
+        step(ddp, *data(4, group.rank))
+        local = model()
+        step(local, *data(4, group.rank))
+        return grads(ddp.module), grads(local)
+
+    for got, want in run_ranks(2, body):
+        for p, q in zip(got, want, strict=True):
+            np.testing.assert_allclose(p, q, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", DDPCommHookType)
+def test_hooks_are_registered_by_name(kind):
+    if kind is DDPCommHookType.BF16_COMPRESS:
+        pytest.importorskip("ml_dtypes")
+
+    def body(group):
+        ddp = wrapped(group)
+        register_ddp_comm_hook(kind, ddp)
+        step(ddp, *data(4, 3))
+        return grads(ddp.module)
+
+    reference = model()
+    step(reference, *data(4, 3))
+    for p, want in zip(run_ranks(2, body)[1], grads(reference), strict=True):
+        np.testing.assert_allclose(p, want, atol=0.02 * np.abs(want).max() + 0.02)
 
 
 def qr(m):
@@ -399,8 +532,6 @@ def test_mistakes_with_hooks_are_named():
 
     with pytest.raises(ArgumentTypeError, match="not a tensor of"):
         run_ranks(2, wrong_length)
-    with pytest.raises(ArgumentError, match="more shards than ranks"):
-        wrapped(None, EVERY["fp16"](), determinism="world", shards=2)
     with pytest.raises(ArgumentTypeError, match="must be callable"):
         wrapped(None, (None, 3))
     with pytest.raises(ArgumentError, match="above 0"):
@@ -469,24 +600,30 @@ def test_futures():
     assert pushed.wait(5) == "y"
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("name", EVERY)
-def test_a_device_gives_the_hosts_numbers(name):
+def test_a_device_gives_the_hosts_numbers(name, sharded):
     def body(group, device):
         net = model(dg.float32).to(device)
-        ddp = DistributedDataParallel(net, process_group=group, bucket_cap_mb=1e-3)
+        ddp = DistributedDataParallel(
+            net, process_group=group, bucket_cap_mb=1e-3, shard_gradients=sharded
+        )
         ddp.register_comm_hook(*EVERY[name]())
         for i in range(4):
             ddp.zero_grad()
             x, y = (dg.tensor(a, dtype=dg.float32).to(device) for a in data(4, 10 * i + group.rank))
             (net_out := ddp(x) - y).square().sum(1).mean().backward()
             assert net_out.device.type == device
+        if sharded:
+            return [to_device(b.shard, CPU).copy() for b in ddp.reducer.buckets]
         return [p.grad.cpu().numpy() for p in net.parameters()]
 
     host = run_ranks(2, body, "cpu")
     with standin.installed():
         there = run_ranks(2, body, "cuda")
-    for p, q in zip(host[0], there[1], strict=True):
-        np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4)
+    for rank in range(2):
+        for p, q in zip(host[rank], there[rank], strict=True):
+            np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4)
 
 
 def test_a_hook_may_use_the_collectives_of_the_package():

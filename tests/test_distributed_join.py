@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from distgrad.distributed.algorithms.join import Join, Joinable, JoinHook
 from distgrad.distributed.threads import run_ranks
 from distgrad.errors import ArgumentError, DistributedError
 from distgrad.nn.parallel import DistributedDataParallel
+from distgrad.nn.utils import clip_grad_norm_
 from distgrad.optim.zero import ZeroRedundancyOptimizer
 
 # batches of each rank: sizes in samples
@@ -47,11 +49,15 @@ def weights(net):
     return np.concatenate([p.numpy(force=True).ravel() for p in net.parameters()])
 
 
-def alone(plan):
+def momentum(params):
+    return dg.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+def alone(plan, make=momentum, loops=1):
     """The same steps on one rank, each on the samples that all ranks had together."""
     net = model()
-    optimizer = dg.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    for number in range(max(map(len, plan))):
+    optimizer = make(net.parameters())
+    for number in list(range(max(map(len, plan)))) * loops:
         parts = [batch(r, number, own[number]) for r, own in enumerate(plan) if number < len(own)]
         optimizer.zero_grad()
         loss(net, *map(np.concatenate, zip(*parts, strict=True))).backward()
@@ -223,6 +229,10 @@ class Counter(Joinable):
         self.group, self.log, self.options = group, log, None
 
     @property
+    def join_device(self):
+        return dg.device("cpu")
+
+    @property
     def join_process_group(self):
         return self.group
 
@@ -291,42 +301,130 @@ def test_several_joinables_go_in_their_order(model_first):
         assert log == [4, 3, 2, 1, rank == 2]
 
 
-class Stepping(Joinable):
-    """Shadows the steps of an optimizer whose ranks update a part of the parameters each."""
-
-    def __init__(self, optimizer, group):
-        self.optimizer, self.group = optimizer, group
-
-    @property
-    def join_process_group(self):
-        return self.group
-
-    def join_hook(self, **options):
-        hook = JoinHook()
-        hook.main_hook = self.optimizer.step
-        return hook
+KINDS = {
+    "ZeRO-1": {},
+    "ZeRO-1, overlapping": {"overlap_with_ddp": True},
+    "ZeRO-2": {"shard_gradients": True},
+}
 
 
-def test_a_sharded_optimizer_goes_on_with_the_parts_of_ranks_that_have_left():
+def sharded_run(plan, ways, kind, accumulate=1, loops=1):
+    """Return each rank's weights after a loop in a block of ``ways``, "ddp", "both" or "turned"."""
+
+    def body(group):
+        sharded = kind is not None
+        options = dict(KINDS[kind]) if sharded else {}
+        level = {k: options.pop(k) for k in ("shard_gradients",) if k in options}
+        ddp = DistributedDataParallel(model(), process_group=group, bucket_cap_mb=1e-4, **level)
+        make = dg.optim.Adam
+        optimizer = (
+            ZeroRedundancyOptimizer(ddp.parameters(), make, lr=0.1, **options)
+            if sharded
+            else make(ddp.parameters(), lr=0.1)
+        )
+        for _ in range(loops):
+            block = {
+                "ddp": ddp.join,
+                "both": lambda: Join([ddp, optimizer]),
+                "turned": lambda: Join([optimizer, ddp]),
+            }[ways]
+            with block():
+                for number, n in enumerate(plan[group.rank]):
+                    whole = (number + 1) % accumulate == 0
+                    with nullcontext() if whole else ddp.no_sync():
+                        loss(ddp, *batch(group.rank, number, n)).backward()
+                    if whole:
+                        optimizer.step()
+                        optimizer.zero_grad()
+        return weights(ddp.module)
+
+    return run_ranks(len(plan), body, timeout_s=20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ways", ["ddp", "both", "turned"])
+def test_a_sharded_optimizer_goes_on_with_the_parts_of_ranks_that_have_left(ways, kind):
+    plan = PLANS["staircase"]
+    plain = sharded_run(plan, "ddp", None)
+    for got, want in zip(sharded_run(plan, ways, kind), plain, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_block_begins_with_the_state_of_the_first(kind):
+    """Without sharding, the state of ranks that had left is old there."""
+    plan = PLANS["staircase"]
+    want = alone(plan, lambda params: dg.optim.Adam(params, lr=0.1), loops=2)
+    for got in sharded_run(plan, "ddp", kind, loops=2):
+        np.testing.assert_allclose(got, want, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_optimizer_that_steps_after_several_forwards_is_shadowed_as_often(kind):
+    plan = [[2, 1, 3, 2, 1, 1], [1, 2], [1, 1, 2, 2]]
+    plain = sharded_run(plan, "ddp", None, accumulate=2)
+    for got, want in zip(sharded_run(plan, "ddp", kind, accumulate=2), plain, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_what_was_done_to_gradients_reaches_the_parts_of_ranks_that_have_left():
     plan = PLANS["staircase"]
 
     def body(group, sharded):
         ddp = DistributedDataParallel(model(), process_group=group)
-        kind = dg.optim.Adam
+        params, options = list(ddp.parameters()), {"lr": 0.1}
         optimizer = (
-            ZeroRedundancyOptimizer(ddp.parameters(), kind, lr=0.1)
+            ZeroRedundancyOptimizer(params, dg.optim.SGD, **options)
             if sharded
-            else kind(ddp.parameters(), lr=0.1)
+            else dg.optim.SGD(params, **options)
         )
-        with Join([ddp, Stepping(optimizer, group)] if sharded else [ddp]):
+        with ddp.join():
             for number, n in enumerate(plan[group.rank]):
                 optimizer.zero_grad()
                 loss(ddp, *batch(group.rank, number, n)).backward()
+                clip_grad_norm_(params, 0.1)
+                params[0].grad *= 3
                 optimizer.step()
         return weights(ddp.module)
 
     for got, want in zip(run_ranks(4, body, True), run_ranks(4, body, False), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_clipping_of_gradients_kept_by_owners_is_refused_where_ranks_have_left():
+    def body(group):
+        ddp = DistributedDataParallel(model(), process_group=group, shard_gradients=True)
+        optimizer = ZeroRedundancyOptimizer(ddp.parameters(), dg.optim.SGD, lr=0.1)
+        with ddp.join():
+            for number in range(1 + group.rank):
+                loss(ddp, *batch(group.rank, number, 2)).backward()
+                clip_grad_norm_(ddp.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    with pytest.raises(DistributedError, match="rank 1 differs from rank 0"):
+        run_ranks(3, body, timeout_s=20)
+
+
+def test_ranks_at_different_joinables_are_told_so():
+    def body(group):
+        first, second = Counter(group, []), Counter(group, [])
+        with Join([first, second]):
+            (second if group.rank == 2 else first).count(1)
+
+    with pytest.raises(DistributedError, match=r"rank 1: Counter \[0\], rank 2: Counter \[1\]"):
+        run_ranks(3, body)
+
+
+def test_the_block_follows_the_last_optimizer_of_a_parameter():
+    ddp = DistributedDataParallel(model())
+    first = ZeroRedundancyOptimizer(ddp.parameters(), dg.optim.SGD, lr=0.1)
+    head, *rest = ddp.parameters()
+    assert ddp.reducer.followers == [first]
+    second = ZeroRedundancyOptimizer([head], dg.optim.SGD, lr=0.1)
+    third = ZeroRedundancyOptimizer(rest, dg.optim.SGD, lr=0.1)
+    assert ddp.reducer.followers == [second, third]
+    assert third.join_device == ddp.join_device == dg.device("cpu")
 
 
 def test_what_cannot_be_joined_is_refused():

@@ -426,3 +426,50 @@ def test_buckets_follow_the_order_in_which_gradients_came(size):
         assert version == (size > 1)
         for got, expected in zip(grads, want, strict=True):
             np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_differ_are_named_on_all_ranks_at_the_next_comparison(sharded):
+    said = []
+
+    def body(group, wrong):
+        ddp = DistributedDataParallel(
+            model(), process_group=group, check_every=2, shard_gradients=sharded
+        )
+        for number in range(4):
+            ddp.zero_grad()
+            try:
+                step(ddp, *parts(12, group.rank, 3), "mean")
+            except DistributedError as error:
+                said.append((number, str(error).split("\n")[0]))
+                raise
+            for p in ddp.parameters():
+                p.data.add_(0.1)
+            if wrong and group.rank == 2 and number == 1:
+                ddp.module[2].weight.data[1, 3] *= 1 + 1e-15
+        return True
+
+    assert run_ranks(3, body, False) == [True] * 3
+    with pytest.raises(DistributedError, match="is not the same on all ranks"):
+        run_ranks(3, body, True)
+    assert {number for number, _ in said} == {3}
+    assert len({text for _, text in said}) == 1
+    assert "in backward 4, parameter 2.weight (float64[3, 7])" in said[0][1]
+    assert "rank 2 (norm" in said[0][1]
+
+
+def test_a_comparison_is_made_as_often_as_asked_for():
+    def body(group, every):
+        ddp = DistributedDataParallel(model(), process_group=group, check_every=every)
+        calls, channel = [], group.channel("control")
+        for _ in range(6):
+            before = channel.sequence
+            step(ddp, *parts(12, group.rank, 2), "mean")
+            ddp.zero_grad()
+            calls.append(channel.sequence - before)
+        return calls[1:]  # the first one agrees on the order of buckets
+
+    assert run_ranks(2, body, None)[0] == [0] * 5
+    assert run_ranks(2, body, 3)[0] == [0, 1, 0, 0, 1]
+    with pytest.raises(ArgumentError, match="check_every=0"):
+        DistributedDataParallel(model(), check_every=0)

@@ -576,6 +576,108 @@ def test_a_class_with_a_step_of_its_own_is_refused():
         ZeroRedundancyOptimizer(net.parameters(), SGD, overlap_with_ddp=True)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_means_of_several_backwards_are_added_by_their_owners(size):
+    """As PyTorch does without no_sync(); DistributedDataParallel adds in another order."""
+
+    def body(group, zero):
+        ddp = DistributedDataParallel(
+            Net(), process_group=group, bucket_cap_mb=CAP, shard_gradients=zero == 2
+        )
+        optimizer = made(zero, ddp.parameters(), SGD, lr=1e-4)
+        for step in range(2):
+            for micro in range(3):
+                backward(ddp, 3 * step + micro, idle=micro == 1)
+            optimizer.step()
+            optimizer.zero_grad()
+        return np.frombuffer(weights(ddp), np.float32)
+
+    for got, want in zip(run_ranks(size, body, 2), run_ranks(size, body, 0), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("per_host", [None, 1])
+@pytest.mark.parametrize("size", [2, 3])
+def test_owners_follow_the_learnt_order_with_the_means_that_there_are(size, per_host):
+    class Turned(Net):
+        """Registered in the order in which gradients come: the first plan is wrong everywhere."""
+
+        def __init__(self):
+            super().__init__()
+            params = dict(reversed(list(self._modules.items())))
+            self._modules.clear()
+            self._modules.update(params)
+
+    def body(group, zero):
+        ddp = DistributedDataParallel(
+            Turned(), process_group=group, bucket_cap_mb=CAP, reduction="sum",
+            shard_gradients=zero == 2,
+        )  # fmt: skip
+        optimizer = made(zero, ddp.parameters(), AdamW, lr=0.01)
+        for step in range(3):
+            optimizer.zero_grad()
+            backward(ddp, step, idle=step == 1)
+            optimizer.step()
+        order = [name for bucket in ddp.reducer.buckets for name in bucket.names]
+        return weights(ddp), ddp.reducer.version, order
+
+    for got, want in zip(
+        run_ranks(size, body, 2, ranks_per_host=per_host),
+        run_ranks(size, body, 0, ranks_per_host=per_host), strict=True,
+    ):  # fmt: skip
+        assert got == want
+        assert got[1] == 1
+
+
+def test_state_loaded_between_the_first_backward_and_the_step_lies_where_it_should(tmp_path):
+    def train_of(group, load_at):
+        ddp = wrapped(group, 2, "run")
+        optimizer = made(2, ddp.parameters(), AdamW)
+        for step in range(3):
+            optimizer.zero_grad()
+            backward(ddp, step)
+            if load_at == step:
+                load_shards(optimizer, tmp_path / "state")
+            optimizer.step()
+        if load_at is None:
+            save_shards(optimizer, tmp_path / "state")
+        optimizer.consolidate_state_dict()
+        return optimizer.state_dict() if group.rank == 0 else None
+
+    run_ranks(3, train_of, None)
+    first, later = run_ranks(2, train_of, 0)[0], run_ranks(2, train_of, 0)[0]
+    for number, row in first["state"].items():
+        assert row["step"] == 6
+        for name, t in row.items():
+            np.testing.assert_array_equal(t.numpy(), later["state"][number][name].numpy())
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_options_that_differ_between_ranks_are_named_on_all_of_them(zero):
+    said = []
+
+    def body(group):
+        ddp = wrapped(group, zero, "run")
+        optimizer = made(zero, ddp.parameters(), AdamW, lr=0.01)
+        schedule = dg.optim.lr_scheduler.StepLR(optimizer, 1, 0.5 if group.rank == 1 else 0.1)
+        for step in range(4):
+            optimizer.zero_grad()
+            try:
+                backward(ddp, step)
+            except DistributedError as error:
+                said.append((step, str(error).split("\n")[0]))
+                raise
+            optimizer.step()
+            schedule.step()
+
+    with pytest.raises(DistributedError, match="settings of optimizers"):
+        run_ranks(3, body)
+    assert {step for step, _ in said} == {2}  # the step after the first with the wrong rate
+    assert len({text for _, text in said}) == 1
+    assert "rank 1 differs from rank 0" in said[0][1]
+    assert "'lr': 0.005" in said[0][1]
+
+
 def test_means_that_are_there_already_are_not_overwritten():
     ddp = wrapped(None, 2, "run")
     optimizer = ZeroRedundancyOptimizer(ddp.parameters(), SGD, lr=0.1)

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from distgrad.distributed import algorithms, nn
+from distgrad.distributed import algorithms, nn, rpc
 from distgrad.distributed.collectives import (
     all_gather,
+    all_gather_coalesced,
     all_gather_into_tensor,
+    all_gather_single,
     all_reduce,
     all_reduce_coalesced,
     all_to_all,
@@ -18,11 +20,13 @@ from distgrad.distributed.collectives import (
     gather,
     reduce,
     reduce_scatter,
+    reduce_scatter_single,
     reduce_scatter_tensor,
     scatter,
 )
 from distgrad.distributed.comm_hooks import GradBucket
 from distgrad.distributed.default import DefaultGroupError, get_group
+from distgrad.distributed.device_mesh import DeviceMesh, init_device_mesh
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.failure import abort_on_failure
 from distgrad.distributed.group import (
@@ -34,7 +38,10 @@ from distgrad.distributed.group import (
 from distgrad.distributed.handle import Work
 from distgrad.distributed.lifecycle import (
     BACKENDS,
+    Backend,
+    default_pg_timeout,
     destroy_process_group,
+    get_default_backend_for_device,
     get_node_local_rank,
     init_process_group,
     is_available,
@@ -44,6 +51,8 @@ from distgrad.distributed.lifecycle import (
     is_mpi_available,
     is_nccl_available,
     is_torchelastic_launched,
+    is_ucc_available,
+    is_xccl_available,
 )
 from distgrad.distributed.local import local_group
 from distgrad.distributed.messages import (
@@ -73,6 +82,16 @@ from distgrad.distributed.progress import (
     start_progress,
 )
 from distgrad.distributed.reduce_op import ReduceOp, supports_complex
+from distgrad.distributed.store import (
+    DistNetworkError,
+    DistStoreError,
+    FileStore,
+    HashStore,
+    PrefixStore,
+    QueueEmptyError,
+    Store,
+    TCPStore,
+)
 from distgrad.distributed.subgroups import (
     GroupMember,
     get_backend,
@@ -88,30 +107,46 @@ from distgrad.distributed.subgroups import (
     split_group,
 )
 from distgrad.distributed.threads import run_ranks
+from distgrad.errors import DistributedError
 
+DistError = DistBackendError = DistributedError
 group = GroupMember  # PyTorch's other name for it; the module of that name keeps its path
 
 __all__ = [
     "BACKENDS",
     "CHANNELS",
     "OPS",
+    "Backend",
     "CommunicationThread",
     "DefaultGroupError",
+    "DeviceMesh",
+    "DistBackendError",
+    "DistError",
+    "DistNetworkError",
+    "DistStoreError",
+    "FileStore",
     "GradBucket",
     "GroupMember",
+    "HashStore",
     "InlineProgress",
     "Job",
     "P2POp",
+    "PrefixStore",
     "ProcessGroup",
     "Progress",
+    "QueueEmptyError",
     "ReduceOp",
+    "Store",
+    "TCPStore",
     "Work",
     "WorldHint",
     "abort_on_failure",
     "algorithms",
     "all_gather",
+    "all_gather_coalesced",
     "all_gather_into_tensor",
     "all_gather_object",
+    "all_gather_single",
     "all_reduce",
     "all_reduce_coalesced",
     "all_to_all",
@@ -122,11 +157,13 @@ __all__ = [
     "broadcast",
     "broadcast_object_list",
     "check_same",
+    "default_pg_timeout",
     "destroy_process_group",
     "find_mpirun",
     "gather",
     "gather_object",
     "get_backend",
+    "get_default_backend_for_device",
     "get_global_rank",
     "get_group",
     "get_group_rank",
@@ -136,6 +173,7 @@ __all__ = [
     "get_rank",
     "get_world_size",
     "group",
+    "init_device_mesh",
     "init_process_group",
     "irecv",
     "is_available",
@@ -145,6 +183,8 @@ __all__ = [
     "is_mpi_available",
     "is_nccl_available",
     "is_torchelastic_launched",
+    "is_ucc_available",
+    "is_xccl_available",
     "isend",
     "local_group",
     "monitored_barrier",
@@ -157,7 +197,9 @@ __all__ = [
     "recv_object_list",
     "reduce",
     "reduce_scatter",
+    "reduce_scatter_single",
     "reduce_scatter_tensor",
+    "rpc",
     "run_ranks",
     "scatter",
     "scatter_object_list",

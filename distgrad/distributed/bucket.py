@@ -19,18 +19,20 @@ Note [Owners]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from distgrad.backend.device import CPU, array_namespace, device_of, to_device
+from distgrad.backend.device import array_namespace, device, device_of
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.nccl import Link, Turn
 from distgrad.distributed.reduction import Common
-from distgrad.distributed.shared import ALIGNMENT
+from distgrad.distributed.shared import ALIGNMENT, Slab
+from distgrad.distributed.staging import Passage, Stage, Staged, pin, pinned_zeros
 from distgrad.distributed.tree import Subtree, Sum, Tree
-from distgrad.distributed.work import HostArray
+from distgrad.distributed.work import HostArray, Work
 from distgrad.tensor import Tensor, wrap
 
 FIRST_CAP_MB = 1.0  # the first bucket is ready early, so it should be small
@@ -90,15 +92,58 @@ class Flat:
         )
 
 
-class Summed(Flat):
-    """A flat array whose gradients are summed in ``wire``, over shards of the batch and over ranks.
+class Ways:
+    """How gradients on GPUs get to the other ranks.
 
-    ``sums`` are as long as ``wire`` and hold the sums of shards that wait for their neighbours.
+    Args:
+        group: the ranks.
+        link: NCCL between them; None goes by way of the host.
+        slab: common memory of the ranks of a host, which copies go to and from.
+    """
+
+    def __init__(self, group: ProcessGroup, link: Link | None, slab: Slab | None) -> None:
+        self.group, self.link, self._slab = group, link, slab
+        self._stages: dict[device, Stage] = {}
+
+    def turn(self, place: device) -> Turn | None:
+        """Return a turn at NCCL for arrays on a GPU, if it connects that one."""
+        if self.link is None or self.link.index != place.index:
+            return None
+        return self.link.turn()
+
+    def passage(self, place: device) -> Passage:
+        """Return the way of arrays on a GPU to the host, whose memory is pinned from then on."""
+        if place not in self._stages:
+            if self._slab is not None and not self._stages:
+                pin(self._slab)
+            self._stages[place] = Stage(place.index or 0)
+        return Passage(self._stages[place])
+
+    @property
+    def used(self) -> bool:
+        """Whether arrays go to the host."""
+        return bool(self._stages)
+
+    def settle(self) -> None:
+        """Wait for all copies: their memory is about to be used anew."""
+        for stage in self._stages.values():
+            stage.settle()
+
+
+class Summed(Flat):
+    """A flat array whose gradients are summed, over shards of the batch and over ranks.
+
+    ``flat`` holds the gradients where the parameters are; ``wire`` is what is added over the ranks:
+    the same array, or for a GPU one of the host, where it is needed. ``rooms`` and ``sums`` hold
+    the sums of shards that wait for their neighbours, beside ``flat`` and ``wire``.
     """
 
     __slots__ = (
-        "common", "filled_at", "job", "launched", "ready", "sums", "tail", "total", "wire", "work",
+        "_group", "_passage", "common", "filled_at", "flat", "job", "launched", "ready", "rooms",
+        "sums", "tail", "total", "turn", "wire", "work",
     )  # fmt: skip
+    flat: Any
+    rooms: list[Any]
     wire: HostArray
     sums: list[HostArray]
     common: Common | None
@@ -109,12 +154,24 @@ class Summed(Flat):
         """Move the values of ``params`` into one array; see `Flat`."""
         super().__init__(index, params, names, ranks)
         self.tail = 0  # elements of ``wire`` beyond the gradients
-        self.total = Sum(np.add)  # of the shards before this one
+        self.total = Sum(array_namespace(self.values).add)  # of the shards before this one
+        self.turn: Turn | None = None  # at NCCL, if that adds up
+        self._passage: Passage | None = None  # to the host and back, if that does
         self.job: Any = None  # at the communication thread
         self.work: Any = None  # the transfer itself, once started
         self.filled_at = 0.0
         self.launched = False  # in this backward
         self.ready: set[int] = set()
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the gradients."""
+        return self.values.dtype
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the parameters are."""
+        return isinstance(self.values, np.ndarray)
 
     @property
     def full(self) -> bool:
@@ -124,48 +181,102 @@ class Summed(Flat):
     @property
     def gradients(self) -> Any:
         """The flat gradients of this rank, without the tail."""
-        return self.wire[: self.values.size]
+        return self.flat[: self.values.size]
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a sum over the ranks has begun that nobody has waited for."""
+        return self.job is not None or (self.turn is not None and self.turn.launched)
+
+    def connect(self, ways: Ways, ranks: int, waiting: int) -> bool:
+        """Take memory of a GPU for sums of shards; return whether wire and sums are needed too.
+
+        Args:
+            ways: to the other ranks.
+            ranks: how many there are.
+            waiting: how many sums of shards may wait.
+        """
+        xp, place = array_namespace(self.values), device_of(self.values)
+        self.rooms = [xp.empty(self.values.size, self.dtype) for _ in range(waiting)]
+        self._group, self.turn = ways.group, ways.turn(place)
+        if ranks == 1 or self.turn is not None:
+            self.wire, self.sums, self.common = np.zeros(self.tail, self.dtype), [], None
+            return False
+        self._passage = ways.passage(place)
+        return True
 
     def keep(self, part: Subtree) -> None:
         """Add the gradients of a shard to those before it; there is room for the next one's."""
-        self.stage_out()
-        self.total.push(part, self.wire)
-        stack = self.total.stack
-        if stack[-1][1] is self.wire:
-            place = self.sums[len(stack) - 1]
-            np.copyto(place, self.wire)
+        flat, stack = self.flat, self.total.stack
+        self.total.push(part, flat)
+        if stack[-1][1] is flat:
+            place = self.rooms[len(stack) - 1]
+            array_namespace(place).copyto(place, flat)
             stack[-1] = (stack[-1][0], place)
 
-    def settle(self, part: Subtree) -> list[HostArray]:
-        """Add the gradients of the last shard and return what this rank brings, ``wire`` last."""
-        self.stage_out()
-        self.total.push_into(part, self.wire)
+    def settle(self, part: Subtree) -> list[Any]:
+        """Add the gradients of the last shard and return what this rank brings, ``flat`` last."""
+        self.total.push_into(part, self.flat)
         arrays = [array for _, array in self.total.stack]
         self.total.stack.clear()
         return arrays
 
     def reduce_alone(self, part: Subtree) -> None:
         """Add all shards, where one rank has them all."""
-        *others, wire = self.settle(part)
+        *others, flat = self.settle(part)
         for array in reversed(others):
-            np.add(array, wire, out=wire)
-        self.stage_in()
+            self.total.combine(array, flat, out=flat)
 
-    def stage_out(self) -> None:
-        """Bring the gradients of this rank to ``wire``."""
+    def leave(self, arrays: list[Any]) -> list[HostArray]:
+        """Start what brings ``arrays`` to other ranks or to the host; return what is added there.
+
+        That is nothing but the tail where NCCL adds.
+        """
+        if self.turn is not None:
+            self.turn.take()
+            self._cross(self.turn)
+            return [self.wire] if self.tail else []
+        if self._passage is None:
+            return arrays
+        hosts = [*self.sums[: len(arrays) - 1], self.wire]
+        for host in hosts[:-1]:
+            host[self.values.size :] = 0
+        self._passage.fetch(list(zip(arrays, hosts, strict=True)))
+        return hosts
+
+    def behind(self, begin: Callable[[], Work]) -> Callable[[], Work]:
+        """Return what calls ``begin`` when that is on the host which `leave` has sent there."""
+        passage = self._passage
+        if passage is None:
+            return begin
+        call, mine = f"sum of {self.describe()}", self._wanted
+        brings = [(self.flat[mine], self.wire[mine])]
+        return lambda: Staged(passage, begin, brings, self._group, call)
 
     def stage_in(self) -> None:
-        """Bring what came over the wire to where the gradients live."""
+        """Let the stream that computes wait for the sums."""
+        if self.turn is not None:
+            self.turn.arrive()
+        elif self._passage is not None:
+            self._passage.arrive()
+
+    @property
+    def _wanted(self) -> slice:
+        """What this rank needs of the sum."""
+        return slice(0, self.values.size)
+
+    def _cross(self, turn: Turn) -> None:
+        """Let NCCL add."""
+        turn.run("all_reduce", f"all_reduce({self.describe()})", self.flat, self.flat, "sum")
 
 
 class Bucket(Summed):
-    """Parameters of one dtype and device, and their gradients in one array.
+    """Parameters of one dtype and device; the slices of ``flat`` are their gradients.
 
-    ``flat`` holds the gradients where the parameters are; ``wire`` is what goes to the other ranks:
-    the same array, or on a GPU a copy of it on the host.
+    ``wire`` ends in the tail, which is all there is of it where NCCL adds, or nobody else is there.
     """
 
-    __slots__ = ("flat",)
+    __slots__ = ()
 
     def __init__(
         self,
@@ -186,10 +297,13 @@ class Bucket(Summed):
         """
         super().__init__(index, params, names, memory.tree.ranks)
         self.tail = tail
-        xp, dtype = array_namespace(self.values), self.values.dtype
-        self.wire, self.sums, self.common = memory.take(self.values.size + tail, dtype)
-        on_host = isinstance(self.values, np.ndarray)
-        self.flat = self.wire if on_host else xp.zeros(self.wire.shape, dtype)
+        if not self.on_host:
+            self.flat = array_namespace(self.values).zeros(self.values.size, self.dtype)
+        tree = memory.tree
+        if self.on_host or self.connect(memory.ways, tree.ranks, tree.waiting):
+            self.wire, self.sums, self.common = memory.take(self.values.size + tail, self.dtype)
+        if self.on_host:
+            self.flat, self.rooms = self.wire, self.sums
         for param, span in zip(params, self.spans, strict=True):
             view = wrap(self.flat[span].reshape(param.array.shape))
             if param.grad is not None:
@@ -198,24 +312,9 @@ class Bucket(Summed):
             param._grad_buffer = view
 
     @property
-    def gradients(self) -> Any:
-        """The flat gradients without the tail."""
-        return self.flat[: self.values.size]
-
-    @property
-    def end(self) -> Any:
-        """The tail."""
-        return self.flat[self.values.size :]
-
-    def stage_out(self) -> None:
-        """Copy the gradients of a GPU to the host."""
-        if self.wire is not self.flat:
-            self.wire[...] = to_device(self.flat, CPU)
-
-    def stage_in(self) -> None:
-        """Bring what came over the wire back to where the gradients live."""
-        if self.wire is not self.flat:
-            self.flat[...] = to_device(self.wire, device_of(self.flat))
+    def end(self) -> HostArray:
+        """The tail, on the host."""
+        return self.wire[self.wire.size - self.tail :]
 
 
 class Memory:
@@ -226,24 +325,30 @@ class Memory:
         tree: which shards they have.
         nbytes: of all that will be taken, roundings aside.
         arrays: how many times `take` will be called.
+        link: NCCL, for gradients that need no memory here.
     """
 
-    def __init__(self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int) -> None:
+    def __init__(
+        self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int, link: Link | None = None
+    ) -> None:
         self.tree, self.hosts = tree, group.hosts
         room = (1 + tree.waiting) * (nbytes + arrays * ALIGNMENT)
         self.slab = group.shared_memory(room, 2 * arrays)  # each plan has signals of its own
         self.here = next(ranks for ranks in group.hosts if group.rank in ranks)
+        self.ways = Ways(group, link, self.slab)
 
     def reuse(self) -> None:
         """Let the next arrays lie where the first ones do."""
+        self.ways.settle()  # or the next arrays would be zeroed while they are copied
         if self.slab is not None:
             self.slab.reuse()
 
     def take(self, count: int, dtype: Any) -> tuple[HostArray, list[HostArray], Common | None]:
         """Return an array for the wire, arrays for sums, and both as others see them."""
         if self.slab is None:
-            sums = [np.empty(count, dtype) for _ in range(self.tree.waiting)]
-            return np.zeros(count, dtype), sums, None
+            make = pinned_zeros if self.ways.used else np.zeros
+            sums = [make(count, dtype) for _ in range(self.tree.waiting)]
+            return make(count, dtype), sums, None
         waiting = [self.slab.take(count, dtype) for _ in range(self.tree.waiting)]
         wire = self.slab.take(count, dtype)
         brought = [

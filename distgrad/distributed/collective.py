@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from distgrad.distributed import moves
+from distgrad.distributed.board import digest_of
 from distgrad.distributed.waiting import wait_for
-from distgrad.distributed.work import HostArray, Work
+from distgrad.distributed.work import HostArray, Transfer, Work
 
 if TYPE_CHECKING:
     from distgrad.distributed.group import ProcessGroup
+    from distgrad.distributed.operands import AnyTurn
 
 Steps: TypeAlias = Generator[Work, None, None]
 
@@ -91,26 +94,26 @@ class Agenda:
     """The collectives of one rank that are not over, on all its groups, in the order of calls."""
 
     def __init__(self) -> None:
-        self._open: list[Collective] = []
+        self.open: list[Collective] = []
         self._lock = threading.Lock()  # the communication thread pushes too
 
     def add(self, collective: Collective) -> None:
         """Append ``collective`` and let it begin, if nothing is before it."""
         with self._lock:
-            self._open.append(collective)
+            self.open.append(collective)
         self.push()
 
     def push(self) -> None:
         """Let the first collective of each channel go on; return at once if somebody does so."""
-        if not self._open or not self._lock.acquire(blocking=False):
+        if not self.open or not self._lock.acquire(blocking=False):
             return
         try:
             waiting: set[int] = set()
-            for collective in self._open:
+            for collective in self.open:
                 channel = id(collective.group)
                 if channel not in waiting and not collective.advance():
                     waiting.add(channel)
-            self._open = [c for c in self._open if not c.is_completed()]
+            self.open = [c for c in self.open if not c.is_completed()]
         finally:
             self._lock.release()
 
@@ -120,8 +123,8 @@ class Agenda:
         Raises:
             DistributedError: the time of one is over.
         """
-        while self._open:
-            mine = [c for c in self._open if c.group is group]
+        while self.open:
+            mine = [c for c in self.open if c.group is group]
             if not mine:
                 return
             try:
@@ -144,11 +147,21 @@ def agreed(group: ProcessGroup, call: str) -> Steps:
         nothing = np.empty(0, np.uint8)
         yield group.launch("barrier", call, nothing, nothing)
         return
-    digest = hashlib.blake2b(call.encode(), digest_size=16).digest()
-    digests = np.empty((group.size, 16), np.uint8)
-    yield group.launch("all_gather", call, np.frombuffer(digest, np.uint8), digests)
-    if (digests == digests[0]).all():
-        return
+    if group.board is not None:
+        group.board.turn += 1
+        if (yield from group.board.meeting(digest_of(call), call)):
+            return
+    else:
+        digest = hashlib.blake2b(call.encode() + b"\0", digest_size=16).digest()
+        digests = np.empty((group.size, 16), np.uint8)
+        yield group.launch("all_gather", call, np.frombuffer(digest, np.uint8), digests)
+        if (digests == digests[0]).all():
+            return
+    yield from _told(group, call)
+
+
+def _told(group: ProcessGroup, call: str) -> Steps:
+    """Raise the error of ranks that make different calls."""
     said: list[Any] = []
     yield from exchanged(group, call, call, said)
     group.disagree(said)
@@ -174,8 +187,20 @@ def transferred(
     target: HostArray,
     op: str = "",
     peer: int = -1,
+    turn: AnyTurn | None = None,
 ) -> Steps:
-    """Make one transfer, after the ranks have agreed on the call."""
+    """Make one transfer, of whose call the ranks are to agree; on GPUs if it has a ``turn``."""
+    if turn is not None:
+        yield from agreed(group, f"{call} on GPUs")
+        yield from turn.steps(group, collective, call, source, target, op, peer)
+        return
+    board = group.board
+    if board is not None and moves.takes(collective):
+        group.sequence += 1
+        transfer = Transfer(collective, call, source, target, op, peer)
+        if not (yield from moves.moving(board, transfer)):
+            yield from _told(group, call)
+        return
     if not group.compares_calls:
         yield from agreed(group, call)
     yield group.launch(collective, call, source, target, op, peer)
@@ -197,6 +222,7 @@ def split_among(
     target: HostArray,
     sends: list[int],
     receives: list[int],
+    turn: AnyTurn | None = None,
 ) -> Steps:
     """Send ``sends[p]`` elements of ``source`` to rank p, and fill ``target`` likewise.
 
@@ -218,4 +244,7 @@ def split_among(
             f"sends it {told[peer]}; make the split sizes of both agree"
         )
     yield from agreed(group, verdict)
+    if turn is not None:
+        yield from turn.steps(group, "all_to_all", call, source, target, "", -1, sends, receives)
+        return
     yield group.launch("all_to_all", call, source, target, sends=sends, receives=receives)

@@ -1,8 +1,10 @@
 """PyTorch's collectives on tensors.
 
 Every function takes ``group`` (None is the default group), and most take ``async_op``: then it
-returns a `Work` at once, and its ``wait()`` raises what goes wrong. Tensors on a GPU travel through
-host memory. ``src`` and ``dst`` count among all ranks, ``group_src`` and ``group_dst`` in one.
+returns a `Work` at once, and its ``wait()`` raises what goes wrong. Tensors on GPUs travel by NCCL
+where each rank has a GPU of its own, and by way of the host otherwise; after a transfer by NCCL
+``wait()`` waits for the other ranks' calls and lets the current stream wait for the numbers, not
+the host. ``src`` and ``dst`` count among all ranks, ``group_src`` and ``group_dst`` in one.
 
 Ranks: all ranks of the group, in the same order, with tensors of the same dtype and shape.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.distributed.collective import split_among, transferred
+from distgrad.distributed.default import default_group
 from distgrad.distributed.group import OPS, ProcessGroup, dtype_kind
 from distgrad.distributed.handle import Work
 from distgrad.distributed.operands import (
@@ -24,11 +27,14 @@ from distgrad.distributed.operands import (
     checked,
     checked_list,
     cut,
+    empty,
     flat_of,
     host_of,
+    in_words,
     one_for_each,
     room_for,
     same_dtype,
+    turn_of,
 )
 from distgrad.distributed.plans import Group, Plan, place_in, run
 from distgrad.distributed.reduce_op import ReduceOp, name_of
@@ -38,8 +44,8 @@ from distgrad.errors import (
     DtypeError,
     ShapeError,
     describe,
-    signature,
 )
+from distgrad.futures import Future
 from distgrad.tensor import Tensor
 
 _NOTHING = np.empty(0, np.uint8)
@@ -59,14 +65,36 @@ def all_reduce(
         >>> dg.distributed.run_ranks(2, body)
         [[3.0, 6.0], [3.0, 6.0]]
     """
+    if not async_op and type(op) is ReduceOp and _reduced_as_before(tensor, op, group):
+        return None
 
     def planned(mine: ProcessGroup) -> Plan:
-        host = room_for("all_reduce", "tensor", checked("all_reduce", "tensor", tensor), keep=True)
+        checked("all_reduce", "tensor", tensor)
         call, how = _reducing("all_reduce", tensor, op)
-        steps = transferred(mine, "all_reduce", call, host, host, how)
-        return Plan(call, steps, partial(bring, tensor, host), [tensor])
+        turn = turn_of(mine, "all_reduce", how, tensor)
+        host = room_for("all_reduce", "tensor", tensor, True, turn)
+        board = mine.board
+        if board is not None and turn is None and host is tensor.array and board.takes(host.dtype):
+            board.plan((op, host.dtype, host.shape), call, how, host)
+        steps = transferred(mine, "all_reduce", call, host, host, how, turn=turn)
+        return Plan(call, steps, partial(bring, tensor, host), [tensor], turn)
 
     return run("all_reduce", group, async_op, planned)
+
+
+def _reduced_as_before(tensor: Tensor, op: ReduceOp, group: Group) -> bool:
+    """Make the all-reduce, if the board knows one like it: all was checked and planned then."""
+    mine = default_group() if group is None else group
+    board = mine.board if isinstance(mine, ProcessGroup) else None
+    array = tensor.array if isinstance(tensor, Tensor) else None
+    if board is None or type(array) is not np.ndarray or not array.flags.carray:
+        return False
+    plan = board.plans.get((op, array.dtype, array.shape))
+    if plan is None:
+        return False
+    board.group.all_reduce_planned(board, plan, array)
+    bring(tensor, array)
+    return True
 
 
 def all_reduce_coalesced(
@@ -74,23 +102,61 @@ def all_reduce_coalesced(
     op: ReduceOp = ReduceOp.SUM,
     group: Group = None,
     async_op: bool = False,
-) -> Work | None:
-    """Replace each tensor of one dtype by its reduction, all in one transfer."""
+) -> Future[list[Tensor]] | None:
+    """Replace each tensor of one dtype by its reduction, all in one transfer.
+
+    With ``async_op`` it returns a future of the tensors, as PyTorch does.
+    """
 
     def planned(mine: ProcessGroup) -> Plan:
         given = [tensors] if isinstance(tensors, Tensor) else tensors
         listed = checked_list("all_reduce_coalesced", "tensors", given)
         if not listed:
             raise ArgumentError("all_reduce_coalesced(tensors=[]): pass one tensor or more")
-        for place, tensor in enumerate(listed):
-            room_for("all_reduce_coalesced", f"tensors[{place}]", tensor)
-        flat = flat_of(listed).copy()
+        _check_rooms("all_reduce_coalesced", "tensors", listed)
         _, how = _reducing("all_reduce_coalesced", listed[0], op)
-        call = signature("all_reduce_coalesced", {"tensors": listed}, {"op": how})
-        steps = transferred(mine, "all_reduce", call, flat, flat, how)
-        return Plan(call, steps, lambda: bring_all(listed, cut(flat, listed)), listed)
+        turn = turn_of(mine, "all_reduce_coalesced", how, *listed)
+        flat = flat_of(listed, turn).copy()
+        call = in_words("all_reduce_coalesced", {"tensors": listed}, {"op": how})
+        steps = transferred(mine, "all_reduce", call, flat, flat, how, turn=turn)
+        return Plan(call, steps, lambda: bring_all(listed, cut(flat, listed)), listed, turn)
 
-    return run("all_reduce_coalesced", group, async_op, planned)
+    return _future(run("all_reduce_coalesced", group, async_op, planned))
+
+
+def all_gather_coalesced(
+    output_tensor_lists: list[list[Tensor]],
+    input_tensor_list: list[Tensor],
+    group: Group = None,
+    async_op: bool = False,
+) -> Future[list[Tensor]] | None:
+    """Fill a list for each rank with its tensors of one dtype, all in one transfer.
+
+    With ``async_op`` it returns a future, as PyTorch does.
+    """
+    function = "all_gather_coalesced"
+
+    def planned(mine: ProcessGroup) -> Plan:
+        parts = checked_list(function, "input_tensor_list", input_tensor_list)
+        if not parts:
+            raise ArgumentError(f"{function}(input_tensor_list=[]): pass one tensor or more")
+        lists = output_tensor_lists if isinstance(output_tensor_lists, list | tuple) else []
+        if len(lists) != mine.size:
+            raise ArgumentError(
+                f"{function}(output_tensor_lists: {len(lists)} lists): the group has {mine.size} "
+                "ranks; pass a list of tensors for each of them"
+            )
+        for place, listed in enumerate(lists):
+            _check_like(function, f"output_tensor_lists[{place}]", listed, parts)
+        into = [tensor for listed in lists for tensor in listed]
+        turn = turn_of(mine, function, "", *parts, *into)
+        source = flat_of(parts, turn)
+        target = empty((mine.size, source.size), source.dtype, turn)
+        call = in_words(function, {"input_tensor_list": parts}, {})
+        steps = transferred(mine, "all_gather", call, source, target, turn=turn)
+        return Plan(call, steps, lambda: bring_all(into, cut(target.reshape(-1), into)), into, turn)
+
+    return _future(run(function, group, async_op, planned))
 
 
 def broadcast(
@@ -105,10 +171,11 @@ def broadcast(
     def planned(mine: ProcessGroup) -> Plan:
         root = place_in("broadcast", "src", mine, src, group_src)
         keep = mine.rank == root
-        host = room_for("broadcast", "tensor", checked("broadcast", "tensor", tensor), keep)
-        call = signature("broadcast", {"tensor": host}, {"src": root})
-        steps = transferred(mine, "broadcast", call, host, host, peer=root)
-        return Plan(call, steps, partial(bring, tensor, host), [tensor])
+        turn = turn_of(mine, "broadcast", "", checked("broadcast", "tensor", tensor))
+        host = room_for("broadcast", "tensor", tensor, keep, turn)
+        call = in_words("broadcast", {"tensor": tensor}, {"src": root})
+        steps = transferred(mine, "broadcast", call, host, host, peer=root, turn=turn)
+        return Plan(call, steps, partial(bring, tensor, host), [tensor], turn)
 
     return run("broadcast", group, async_op, planned)
 
@@ -127,12 +194,14 @@ def reduce(
         root = place_in("reduce", "dst", mine, dst, group_dst)
         checked("reduce", "tensor", tensor)
         call, how = _reducing("reduce", tensor, op, dst=root)
+        turn = turn_of(mine, "reduce", how, tensor)
         if mine.rank != root:
-            host = host_of(tensor)
-            return Plan(call, transferred(mine, "reduce", call, host, _NOTHING, how, root))
-        host = room_for("reduce", "tensor", tensor, keep=True)
-        steps = transferred(mine, "reduce", call, host, host, how, root)
-        return Plan(call, steps, partial(bring, tensor, host), [tensor])
+            host = host_of(tensor, turn)
+            steps = transferred(mine, "reduce", call, host, _NOTHING, how, root, turn)
+            return Plan(call, steps, turn=turn)
+        host = room_for("reduce", "tensor", tensor, True, turn)
+        steps = transferred(mine, "reduce", call, host, host, how, root, turn)
+        return Plan(call, steps, partial(bring, tensor, host), [tensor], turn)
 
     return run("reduce", group, async_op, planned)
 
@@ -143,13 +212,15 @@ def all_gather(
     """Fill ``tensor_list`` with the tensors of all ranks, in rank order."""
 
     def planned(mine: ProcessGroup) -> Plan:
-        source = host_of(checked("all_gather", "tensor", tensor))
+        checked("all_gather", "tensor", tensor)
         into = one_for_each("all_gather", "tensor_list", tensor_list, mine.size, tensor)
         _check_rooms("all_gather", "tensor_list", into)
-        call = signature("all_gather", {"tensor": source}, {})
-        target = np.empty((mine.size, *source.shape), source.dtype)
-        steps = transferred(mine, "all_gather", call, source, target)
-        return Plan(call, steps, lambda: bring_all(into, list(target)), into)
+        turn = turn_of(mine, "all_gather", "", tensor, *into)
+        source = host_of(tensor, turn)
+        call = in_words("all_gather", {"tensor": tensor}, {})
+        target = empty((mine.size, *source.shape), source.dtype, turn)
+        steps = transferred(mine, "all_gather", call, source, target, turn=turn)
+        return Plan(call, steps, lambda: bring_all(into, list(target)), into, turn)
 
     return run("all_gather", group, async_op, planned)
 
@@ -164,15 +235,17 @@ def all_gather_into_tensor(
     function = "all_gather_into_tensor"
 
     def planned(mine: ProcessGroup) -> Plan:
-        source = host_of(checked(function, "input_tensor", input_tensor))
+        checked(function, "input_tensor", input_tensor)
         checked(function, "output_tensor", output_tensor)
         same_dtype(function, "output_tensor", output_tensor, input_tensor)
         _check_whole(function, "output_tensor", output_tensor, input_tensor, mine.size)
-        target = room_for(function, "output_tensor", output_tensor)
-        call = signature(function, {"input_tensor": source}, {})
+        turn = turn_of(mine, function, "", input_tensor, output_tensor)
+        source = host_of(input_tensor, turn)
+        target = room_for(function, "output_tensor", output_tensor, turn=turn)
+        call = in_words(function, {"input_tensor": input_tensor}, {})
         rows = target.reshape(mine.size, *source.shape)
-        steps = transferred(mine, "all_gather", call, source, rows)
-        return Plan(call, steps, partial(bring, output_tensor, target), [output_tensor])
+        steps = transferred(mine, "all_gather", call, source, rows, turn=turn)
+        return Plan(call, steps, partial(bring, output_tensor, target), [output_tensor], turn)
 
     return run(function, group, async_op, planned)
 
@@ -188,18 +261,19 @@ def gather(
     """Fill ``gather_list``, given on rank ``dst`` (0) only, with the tensors of all ranks."""
 
     def planned(mine: ProcessGroup) -> Plan:
-        source = host_of(checked("gather", "tensor", tensor))
+        checked("gather", "tensor", tensor)
         root = place_in("gather", "dst", mine, dst, group_dst, default=0)
         _check_root_list("gather", "gather_list", gather_list, mine.rank == root, "destination")
-        call = signature("gather", {"tensor": source}, {"dst": root})
-        if mine.rank != root:
-            nothing = np.empty((0, *source.shape), source.dtype)
-            return Plan(call, transferred(mine, "gather", call, source, nothing, peer=root))
-        into = one_for_each("gather", "gather_list", gather_list, mine.size, tensor)
-        _check_rooms("gather", "gather_list", into)
-        target = np.empty((mine.size, *source.shape), source.dtype)
-        steps = transferred(mine, "gather", call, source, target, peer=root)
-        return Plan(call, steps, lambda: bring_all(into, list(target)), into)
+        call = in_words("gather", {"tensor": tensor}, {"dst": root})
+        into: list[Tensor] = []
+        if mine.rank == root:
+            into = one_for_each("gather", "gather_list", gather_list, mine.size, tensor)
+            _check_rooms("gather", "gather_list", into)
+        turn = turn_of(mine, "gather", "", tensor, *into)
+        source = host_of(tensor, turn)
+        target = empty((len(into), *source.shape), source.dtype, turn)
+        steps = transferred(mine, "gather", call, source, target, peer=root, turn=turn)
+        return Plan(call, steps, lambda: bring_all(into, list(target)), into, turn)
 
     return run("gather", group, async_op, planned)
 
@@ -218,14 +292,17 @@ def scatter(
         checked("scatter", "tensor", tensor)
         root = place_in("scatter", "src", mine, src, group_src, default=0)
         _check_root_list("scatter", "scatter_list", scatter_list, mine.rank == root, "source")
-        target = room_for("scatter", "tensor", tensor)
-        source = np.empty((0, *target.shape), target.dtype)
+        parts: list[Tensor] = []
         if mine.rank == root:
             parts = one_for_each("scatter", "scatter_list", scatter_list, mine.size, tensor)
-            source = np.stack([host_of(part) for part in parts])
-        call = signature("scatter", {"tensor": target}, {"src": root})
-        steps = transferred(mine, "scatter", call, source, target, peer=root)
-        return Plan(call, steps, partial(bring, tensor, target), [tensor])
+        turn = turn_of(mine, "scatter", "", tensor, *parts)
+        target = room_for("scatter", "tensor", tensor, turn=turn)
+        source = empty((len(parts), *target.shape), target.dtype, turn)
+        for place, part in enumerate(parts):
+            source[place, ...] = host_of(part, turn)
+        call = in_words("scatter", {"tensor": tensor}, {"src": root})
+        steps = transferred(mine, "scatter", call, source, target, peer=root, turn=turn)
+        return Plan(call, steps, partial(bring, tensor, target), [tensor], turn)
 
     return run("scatter", group, async_op, planned)
 
@@ -243,7 +320,7 @@ def reduce_scatter(
     def planned(mine: ProcessGroup) -> Plan:
         checked(function, "output", output)
         parts = one_for_each(function, "input_list", input_list, mine.size, output)
-        return _reduce_scatter(mine, function, output, flat_of(parts), op)
+        return _reduce_scatter(mine, function, output, parts, op)
 
     return run(function, group, async_op, planned)
 
@@ -265,7 +342,7 @@ def reduce_scatter_tensor(
         checked(function, "output", output)
         same_dtype(function, "output", output, checked(function, "input", input))
         _check_whole(function, "input", input, output, mine.size)
-        return _reduce_scatter(mine, function, output, host_of(input).reshape(-1), op)
+        return _reduce_scatter(mine, function, output, [input], op)
 
     return run(function, group, async_op, planned)
 
@@ -287,10 +364,12 @@ def all_to_all_single(
     function = "all_to_all_single"
 
     def planned(mine: ProcessGroup) -> Plan:
-        source = host_of(checked(function, "input", input))
+        checked(function, "input", input)
         checked(function, "output", output)
         same_dtype(function, "output", output, input)
-        target = room_for(function, "output", output)
+        turn = turn_of(mine, function, "", input, output)
+        source = host_of(input, turn)
+        target = room_for(function, "output", output, turn=turn)
         if source.shape[1:] != target.shape[1:]:
             raise ShapeError(
                 f"{function}(output: {describe(output)}, input: {describe(input)}): rows must have "
@@ -300,10 +379,9 @@ def all_to_all_single(
         sends = _splits(function, "input", source, input_split_sizes, mine.size)
         receives = _splits(function, "output", target, output_split_sizes, mine.size)
         call = f"{function}(rows of {source.dtype}{list(source.shape[1:])})"
-        steps = split_among(
-            mine, call, source, target, [n * row for n in sends], [n * row for n in receives]
-        )
-        return Plan(call, steps, partial(bring, output, target), [output])
+        counts = [n * row for n in sends], [n * row for n in receives]
+        steps = split_among(mine, call, source, target, *counts, turn)
+        return Plan(call, steps, partial(bring, output, target), [output], turn)
 
     return run(function, group, async_op, planned)
 
@@ -322,12 +400,13 @@ def all_to_all(
         into = one_for_each(function, "output_tensor_list", output_tensor_list, mine.size)
         same_dtype(function, "output_tensor_list[0]", into[0], parts[0])
         _check_rooms(function, "output_tensor_list", into)
-        source = flat_of(parts)
+        turn = turn_of(mine, function, "", *parts, *into)
+        source = flat_of(parts, turn)
         sends, receives = [p.array.size for p in parts], [t.array.size for t in into]
-        target = np.empty(sum(receives), source.dtype)
+        target = empty((sum(receives),), source.dtype, turn)
         call = f"{function}({source.dtype})"
-        steps = split_among(mine, call, source, target, sends, receives)
-        return Plan(call, steps, lambda: bring_all(into, cut(target, into)), into)
+        steps = split_among(mine, call, source, target, sends, receives, turn)
+        return Plan(call, steps, lambda: bring_all(into, cut(target, into)), into, turn)
 
     return run(function, group, async_op, planned)
 
@@ -352,17 +431,42 @@ def barrier(
     return run("barrier", group, async_op, planned)
 
 
+all_gather_single = all_gather_into_tensor
+reduce_scatter_single = reduce_scatter_tensor
+
+
 # Parts
+
+
+def _future(work: Work | None) -> Future[list[Tensor]] | None:
+    return None if work is None else work.get_future()
+
+
+def _check_like(function: str, name: str, values: Any, like: list[Tensor]) -> None:
+    """Raise if ``values`` are not tensors of dtype and shapes of ``like``, to be written to."""
+    tensors = checked_list(function, name, values)
+    if len(tensors) != len(like):
+        raise ArgumentError(
+            f"{function}({name}: {len(tensors)} tensors): {len(like)} are sent; pass as many"
+        )
+    for place, (tensor, other) in enumerate(zip(tensors, like, strict=True)):
+        same_dtype(function, f"{name}[{place}]", tensor, other)
+        if tensor.array.shape != other.array.shape:
+            raise ShapeError(
+                f"{function}({name}[{place}]: {describe(tensor)}): must have the shape of what is "
+                f"sent, {describe(other)}"
+            )
+    _check_rooms(function, name, tensors)
 
 
 def _reducing(function: str, tensor: Tensor, op: ReduceOp, **options: int) -> tuple[str, str]:
     """Return the call in words and the operation's name, which fits the dtype."""
     how = name_of(function, op)
-    call = signature(function, {"tensor": tensor}, {**options, "op": how})
+    call = in_words(function, {"tensor": tensor}, {**options, "op": how})
     kind = dtype_kind(tensor.array.dtype)
     if kind in OPS[how]:
         return call, how
-    fits = ", ".join(known.name for known in ReduceOp if kind in OPS[known.value])
+    fits = ", ".join(known.name for known in ReduceOp if kind in OPS.get(known.value, ""))
     wrong = f"{call}: {ReduceOp(how).name} does not take {tensor.array.dtype}, which takes {fits}"
     if kind == "c":
         raise ArgumentError(f"{wrong}; reduce the real parts, or the absolute values")
@@ -370,12 +474,15 @@ def _reducing(function: str, tensor: Tensor, op: ReduceOp, **options: int) -> tu
 
 
 def _reduce_scatter(
-    mine: ProcessGroup, function: str, output: Tensor, source: HostArray, op: ReduceOp
+    mine: ProcessGroup, function: str, output: Tensor, parts: list[Tensor], op: ReduceOp
 ) -> Plan:
     call, how = _reducing(function, output, op)
-    target = room_for(function, "output", output)
-    steps = transferred(mine, "reduce_scatter", call, source, target.reshape(-1), how)
-    return Plan(call, steps, partial(bring, output, target), [output])
+    turn = turn_of(mine, function, how, output, *parts)
+    source = flat_of(parts, turn)
+    target = room_for(function, "output", output, turn=turn)
+    flat = target.reshape(-1)
+    steps = transferred(mine, "reduce_scatter", call, source, flat, how, turn=turn)
+    return Plan(call, steps, partial(bring, output, target), [output], turn)
 
 
 def _check_rooms(function: str, name: str, tensors: list[Tensor]) -> None:

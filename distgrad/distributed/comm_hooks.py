@@ -8,6 +8,11 @@ Note [Exact means with hooks]
     hook sees the plain gradients, in the same units at every step, as error feedback needs.
     The first reduction agrees on N' by one small all-reduce.
 
+Note [Several shards on a rank]
+    A hook gets what one rank brings: the sum over its shards, when the last one is there. What it
+    loses by rounding or leaving out depends on who has which shard, so "world" has the same bits on
+    any number of ranks only with a hook that is linear and does not round.
+
 Note [What goes beside the hook]
     The flags of used parameters, the count and the number of the reduction are nobody's to
     compress: they go in a small all-reduce of their own at the end of backward.
@@ -22,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from distgrad.backend.device import CPU, array_namespace, device_of, to_device
-from distgrad.distributed.bucket import Bucket
+from distgrad.distributed.bucket import Bucket, Summed
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.progress import InlineProgress, Progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction, Rounds
@@ -49,7 +54,7 @@ class GradBucket:
     matched by the bucket's number: buckets never wait for each other.
     """
 
-    def __init__(self, bucket: Bucket, last: bool, wire: Wire) -> None:
+    def __init__(self, bucket: Summed, last: bool, wire: Wire) -> None:
         self._bucket, self._last, self._wire = bucket, last, wire
         self._buffer = wrap(bucket.gradients)
         self._calls = 0
@@ -228,12 +233,12 @@ class HookedReduction:
         self._wire = Wire(reducer.group, reducer._progress, len(reducer.named) + 1)
         self._each: float | None = None  # N' / P
 
-    def launch(self, bucket: Bucket) -> None:
+    def launch(self, bucket: Summed) -> None:
         """Weigh a bucket and give it to the hook; its job takes the result."""
         reducer = self._reducer
         self._weigh(bucket.gradients)
         beside = None
-        if bucket.tail:
+        if isinstance(bucket, Bucket) and bucket.tail:
             call = f"flags and counts of reduction {reducer.reductions}"
             beside = self._beside(wrap(bucket.end), call)
         bucket.filled_at = time.perf_counter()
@@ -242,9 +247,9 @@ class HookedReduction:
         bucket.job = bucket.work = _Hooked(bucket, reducer.channel, future, beside)
 
     def _weigh(self, gradients: Any) -> None:
-        """Multiply gradients by n_r P / N', or those of sums by P / N'."""
+        """Multiply gradients of means by n_r P / N', and sums of gradients by P / N'."""
         reducer = self._reducer
-        mean = reducer.reduction == "mean"
+        mean = not reducer.only_sums
         if mean and reducer.group.size == 1:
             return
         if self._each is None:
@@ -265,7 +270,7 @@ class HookedReduction:
 
     def _agree(self) -> float:
         """Return the mean count of the ranks; a transfer of its own, in the first reduction."""
-        count = wrap(np.array([float(self._reducer.count)]))
+        count = wrap(np.array([float(self._reducer.samples)]))
         call = "counts of the first reduction"
         future = self._beside(count, call)
         total = float(_awaited(self._reducer.channel, future, call).array[0])
@@ -280,7 +285,7 @@ class _Hooked:
     """The job of a bucket whose gradients a hook has."""
 
     def __init__(
-        self, bucket: Bucket, channel: ProcessGroup, future: Any, beside: Future[Tensor] | None
+        self, bucket: Summed, channel: ProcessGroup, future: Any, beside: Future[Tensor] | None
     ) -> None:
         self._bucket, self._channel, self._beside = bucket, channel, beside
         self._call = f"communication hook({bucket.describe()})"

@@ -13,22 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distgrad.backend.device import CPU, device_of, to_device
+from distgrad.backend.device import device_of
 from distgrad.distributed.bucket import Flat
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.halves import gather_parts
+from distgrad.distributed.nccl import meet
 from distgrad.distributed.progress import Progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
+from distgrad.distributed.staging import Passage, Stage, Staged, pinned_zeros
 from distgrad.distributed.waiting import watched
 from distgrad.distributed.work import HostArray, Work
 
 
 class _Open(NamedTuple):
-    """A flat array that is being gathered, and where on the host."""
+    """A flat array that is being gathered, and what lets readers have it after that."""
 
     flat: Flat
-    job: Work
-    host: HostArray
+    job: Work | None
+    arrive: Callable[[], None]
 
 
 class Gathering:
@@ -42,6 +44,8 @@ class Gathering:
     def __init__(self, channel: ProcessGroup, progress: Progress | None) -> None:
         self.channel, self._progress = channel, progress
         self._open: dict[int, _Open] = {}
+        self._ways: dict[int, tuple[Passage, HostArray]] = {}  # of flat arrays on a GPU
+        self._stages: dict[int, Stage] = {}
         self.waited_s = 0.0  # somebody stood still for parameters: exposed, in seconds
         self.guard: Callable[[], None] | None = None  # makes readers wait from then on
 
@@ -58,16 +62,45 @@ class Gathering:
         if self.channel.size == 1:
             return
         for flat in flats:
-            values = flat.values
-            host = values if isinstance(values, np.ndarray) else to_device(values, CPU)
-            begin = self._beginning(flat, host)
-            if self._progress is None:
-                job: Work = begin()
-            else:
-                job = self._progress.submit(begin)
-            self._open[flat.index] = _Open(flat, job, host)
+            on_host = isinstance(flat.values, np.ndarray)
+            self._open[flat.index] = self._on_host(flat) if on_host else self._on_gpu(flat)
         if self._progress is None:
             self.wait()
+
+    def _on_host(self, flat: Flat) -> _Open:
+        return _Open(flat, self._job(self._beginning(flat, flat.values)), lambda: None)
+
+    def _on_gpu(self, flat: Flat) -> _Open:
+        """Gather by NCCL, or by way of the host: out what this rank owns, back what others do."""
+        values, call = flat.values, f"all_gather(parameters of {flat.describe()})"
+        index = device_of(values).index or 0
+        link = meet(self.channel, index, "parameters").link
+        if link is not None:
+            turn = link.turn()
+            turn.take()
+            turn.gather_slices(call, values, flat.owned)
+            return _Open(flat, None, turn.arrive)
+        passage, host = self._way(flat, index)
+        mine = flat.owned[self.channel.rank]
+        passage.fetch([(values[mine], host[mine])])
+        others = (slice(0, mine.start), slice(mine.stop, values.size))
+        brings = [(values[part], host[part]) for part in others if part.stop > part.start]
+        begin = self._beginning(flat, host)
+        job = self._job(lambda: Staged(passage, begin, brings, self.channel, call))
+        return _Open(flat, job, passage.arrive)
+
+    def _way(self, flat: Flat, index: int) -> tuple[Passage, HostArray]:
+        """Return events and pinned memory for a flat array, the same as the last time."""
+        values, way = flat.values, self._ways.get(flat.index)
+        if way is None or (way[1].size, way[1].dtype) != (values.size, values.dtype):
+            stage = self._stages.setdefault(index, Stage(index))
+            stage.settle()  # or memory would be freed while it is copied
+            way = Passage(stage), pinned_zeros(values.size, values.dtype)
+            self._ways[flat.index] = way
+        return way
+
+    def _job(self, begin: Callable[[], Work]) -> Work:
+        return begin() if self._progress is None else self._progress.submit(begin)
 
     def _beginning(self, flat: Flat, host: HostArray) -> Callable[[], Work]:
         channel, call = self.channel, f"all_gather(parameters of {flat.describe()})"
@@ -85,11 +118,11 @@ class Gathering:
         for index in list(self._open) if indices is None else indices:
             if index not in self._open:
                 continue
-            flat, job, host = self._open[index]
+            flat, job, arrive = self._open[index]
             call = f"all_gather(parameters of {flat.describe()})"
-            with watched(self.channel, call, time.monotonic()):
-                job.wait()
+            if job is not None:
+                with watched(self.channel, call, time.monotonic()):
+                    job.wait()
             del self._open[index]
-            if host is not flat.values:
-                flat.values[...] = to_device(host, device_of(flat.values))
+            arrive()
         self.waited_s += time.perf_counter() - began

@@ -15,17 +15,18 @@ import hashlib
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 
 from distgrad.config import nearest
 from distgrad.distributed.board import Board, digest_of
-from distgrad.distributed.collective import Agenda, Collective, Steps
+from distgrad.distributed.board import Plan as BoardPlan
+from distgrad.distributed.collective import Agenda, Collective, Steps, transferred
+from distgrad.distributed.reduce_op import UFUNCS
 from distgrad.distributed.shared import Slab
 from distgrad.distributed.watch import Watch
-from distgrad.distributed.work import HostArray, Work
+from distgrad.distributed.work import HostArray, Transfer, Work
 from distgrad.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -34,6 +35,9 @@ from distgrad.errors import (
     describe,
     signature,
 )
+
+if TYPE_CHECKING:
+    from distgrad.distributed.nccl import Gpus
 
 T = TypeVar("T")
 G = TypeVar("G", bound="ProcessGroup")
@@ -54,27 +58,6 @@ OPS = {
 }
 ANY_RANK = -1  # as the source of a message: whoever sends first
 MESSAGES = ("send", "recv")
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """One rank's part of a collective or of a message, as a backend gets it.
-
-    ``call`` is the call in words, without anything that may differ between ranks; ranks whose words
-    differ have lost step. ``source`` and ``target`` are C-contiguous; in-place collectives have the
-    same array in both, and so has the receiving rank of a reduce.
-    """
-
-    collective: str
-    call: str
-    source: HostArray
-    target: HostArray
-    op: str = ""
-    peer: int = -1
-    tag: int = 0
-    sends: Sequence[int] = ()  # all_to_all: elements of the flat source for each rank
-    receives: Sequence[int] = ()  # and elements of the flat target from each
-    senders: list[int] | None = None  # gets the rank whose message was received
 
 
 class ProcessGroup(ABC):
@@ -113,6 +96,8 @@ class ProcessGroup(ABC):
         self.closed = False
         self.siblings: dict[str, ProcessGroup] = {name: self}
         self.hosts: list[list[int]] = [[r] for r in range(size)]  # which ranks share memory
+        self.gpus: Gpus | None = None  # what connects tensors on GPUs, once any were there
+        self.nccl_wanted = False  # by name: its absence is worth a warning
         self.watch: Watch | None = None
         self.board: Board | None = None  # where the ranks meet if all are on one host
 
@@ -136,6 +121,10 @@ class ProcessGroup(ABC):
 
     def _agree(self, call: str) -> None:  # noqa: B027  a backend that compares later needs nothing
         """Raise on every rank when the ranks are not all about to make the same ``call``."""
+
+    def takes_gpu_memory(self) -> bool:
+        """Return whether arrays on a GPU may be sent as they are."""
+        return False
 
     def _share(self, nbytes: int, signals: int) -> Slab | None:
         """Return common memory of the ranks of this host, or None where there is none."""
@@ -161,7 +150,7 @@ class ProcessGroup(ABC):
         for sibling in made.siblings.values():
             sibling.agenda = self.agenda
             sibling.ranks = tuple(self.ranks[place] for place in places)
-            sibling.description = description
+            sibling.description, sibling.nccl_wanted = description, self.nccl_wanted
         self.children.append(made)
         return made
 
@@ -187,6 +176,8 @@ class ProcessGroup(ABC):
         """Release the group on all its channels, and its sub-groups; later calls raise."""
         for sibling in self.siblings.values():
             sibling.closed, sibling.board = True, None
+            if sibling.gpus is not None:
+                sibling.gpus.close()
             for child in sibling.children:
                 child.close()
 
@@ -232,21 +223,36 @@ class ProcessGroup(ABC):
 
         Args, Cost: as for `start_all_reduce`.
         """
-        self.agenda.settle(self)
-        board, plan = self.board, None
-        if board is not None and isinstance(array, np.ndarray) and array.flags.carray:
-            plan = board.plans.get((op, array.dtype, array.shape))  # all was checked before
-        if board is None or plan is None:
-            call = _call("all_reduce", array, {"op": op})
-            self._check_op(call, array, op)
-            _check_in_place(call, array)
-            if board is None or not board.takes(array.dtype):
-                self._run(Transfer("all_reduce", call, array, array, op))
+        if self.agenda.open:
+            self.agenda.settle(self)
+        board = self.board
+        if board is None:
+            self._run(_all_reduce_of(self, array, op))
+            return
+        try:
+            plan = board.plans.get((op, array.dtype, array.shape))
+            known = plan is not None and array.flags.carray  # all was checked before
+        except AttributeError:  # it is no array
+            known = False
+        if not known:
+            transfer = _all_reduce_of(self, array, op)
+            if not board.takes(array.dtype):
+                self._run(transfer)
                 return
-            plan = board.plan((op, array.dtype, array.shape), call, _UFUNCS[op], array)
+            plan = board.plan((op, array.dtype, array.shape), transfer.call, op, array)
+        assert plan is not None
         self.sequence += 1
-        if not board.all_reduce(plan, array):
-            _raise_disagreement(self, plan.call, plan.call, b"")
+        if not board.reduce_now(plan, array):
+            _raise_disagreement(self, plan.call, plan.call)
+
+    def all_reduce_planned(self, board: Board, plan: BoardPlan, array: HostArray) -> None:
+        """Replace ``array`` by its reduction on the board of this channel, as planned there."""
+        if self.agenda.open:
+            self.agenda.settle(self)
+        self.sequence += 1
+        self.collectives += 1
+        if not board.reduce_now(plan, array):
+            _raise_disagreement(self, plan.call, plan.call)
 
     def broadcast(self, array: HostArray, src: int = 0) -> None:
         """Replace ``array`` by that of rank ``src``."""
@@ -362,6 +368,14 @@ class ProcessGroup(ABC):
 
     # Inside
 
+    def complete(self, call: str, steps: Steps) -> None:
+        """Make a collective of several steps, and return when it is complete."""
+        self.agenda.settle(self)
+        collective = Collective(self, call, steps)
+        if not collective.advance():
+            self.agenda.add(collective)
+        collective.wait()
+
     def submit(self, call: str, steps: Steps) -> Collective:
         """Put a collective of several steps on the agenda and return it."""
         collective = Collective(self, call, steps)
@@ -404,6 +418,11 @@ class ProcessGroup(ABC):
         return self._start(transfer)
 
     def _run(self, transfer: Transfer) -> None:
+        if self.board is not None:
+            t = transfer
+            steps = transferred(self, t.collective, t.call, t.source, t.target, t.op, t.peer)
+            self.complete(t.call, steps)
+            return
         if not self.closed:
             self._agree(transfer.call)
         self._begin(transfer).wait()
@@ -497,13 +516,20 @@ def check_same(group: ProcessGroup, what: str, fingerprint: bytes | str) -> None
         digests = group._exchange(call, np.frombuffer(digest, np.uint8))
         same = bool((digests == digests[0]).all())
     if not same:
-        _raise_disagreement(group, call, what, content)
+        _raise_disagreement(group, call, _quotable(what, content))
 
 
-def _raise_disagreement(group: ProcessGroup, call: str, what: str, content: bytes) -> NoReturn:
+def _raise_disagreement(group: ProcessGroup, call: str, said: str) -> NoReturn:
     """Tell all ranks what each of them said."""
-    said = group._exchange_objects(call, (what, content))
-    raise DistributedError(disagreement([_quotable(*pair) for pair in said], group.name))
+    group.disagree(group._exchange_objects(call, said))
+
+
+def _all_reduce_of(group: ProcessGroup, array: HostArray, op: str) -> Transfer:
+    """Return the transfer, checked."""
+    call = _call("all_reduce", array, {"op": op})
+    group._check_op(call, array, op)
+    _check_in_place(call, array)
+    return Transfer("all_reduce", call, array, array, op)
 
 
 def disagreement(said: Sequence[str], channel: str) -> str:
@@ -535,7 +561,7 @@ def tree_reduce(op: str, arrays: Sequence[HostArray]) -> HostArray:
     """
     dtype = arrays[0].dtype
     level = [a.astype(np.float32) if is_bfloat16(dtype) else a for a in arrays]
-    combine = _UFUNCS[op]
+    combine = UFUNCS[op]
     with np.errstate(all="ignore"):  # inf and nan are results here, as on the wire
         while len(level) > 1:
             pairs = [combine(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
@@ -556,16 +582,6 @@ def dtype_kind(dtype: np.dtype[Any]) -> str:
     return "f" if is_bfloat16(dtype) else dtype.kind
 
 
-_UFUNCS: dict[str, np.ufunc] = {
-    "sum": np.add,
-    "prod": np.multiply,
-    "min": np.minimum,
-    "max": np.maximum,
-    "avg": np.add,
-    "band": np.bitwise_and,
-    "bor": np.bitwise_or,
-    "bxor": np.bitwise_xor,
-}
 _QUOTE = 300  # characters of a fingerprint that a message shows
 
 

@@ -7,6 +7,8 @@ Note [Which algorithm, owners]
     scatter         every rank sends to every other what that one owns, and adds.
     scatter_common  in memory that the ranks of a host see, each adds what it owns; with several
                     hosts, sums of a host go to the owners on the others.
+    scatter_pieces  what each rank brings is added to what the owner has from before, one subtree
+                    after the other; read from common memory where there is such.
     gather          every rank sends what it owns to every other.
     doubling        neighbours exchange what they own, then pairs of them, and so on: log2 P
                     messages instead of P-1; for a power of two of many ranks.
@@ -85,6 +87,35 @@ def _across_hosts(x: Exchange, c: Common, owned: Sequence[slice]) -> Rounds:
     yield works
     got[me] = sums[me]
     np.copyto(x.out[owned[x.me]], across.add(got))
+
+
+def scatter_pieces(x: Exchange, owned: Sequence[slice], total: Sum) -> Rounds:
+    """Add this rank's slice of what all ranks bring, in order, to ``total``.
+
+    A rank brings the first arrays of ``x.arrays``, as many as it has parts, perhaps none.
+    """
+    mine, c = owned[x.me], x.common
+    here = [x.me] if c is None else next(ranks for ranks in c.hosts if x.group.rank in ranks)
+    away = [p for p in x.others if p not in here]
+    if c is not None:
+        c.repetition += 1
+        c.slab.say(c.slot, 2 * c.repetition - 1)
+    got = [[np.empty(mine.stop - mine.start, x.out.dtype) for _ in part] for part in x.parts]
+    works = [x.recv(a, p, k) for p in away for k, a in enumerate(got[p])]
+    brought = x.arrays[: len(x.parts[x.me])]
+    works += [x.send(a[owned[p]], p, k) for p in away for k, a in enumerate(brought)]
+    if c is not None:
+        works.append(c.slab.heard(c.slot, 2 * c.repetition - 1, x.call))
+    yield works
+    for place, rank in enumerate(here):
+        for copy, array in zip(got[rank], x.arrays if c is None else c.arrays[place], strict=False):
+            np.copyto(copy, array[mine])
+    for parts, arrays in zip(x.parts, got, strict=True):
+        for part, array in zip(parts, arrays, strict=True):
+            total.push(part, array)
+    if c is not None:
+        c.slab.say(c.slot, 2 * c.repetition)
+        yield [c.slab.heard(c.slot, 2 * c.repetition, x.call)]
 
 
 def gather_parts(x: Exchange, owned: Sequence[slice]) -> Rounds:

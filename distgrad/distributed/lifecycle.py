@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
-from distgrad.backend.device import device, namespace_of
+from distgrad.backend.device import (
+    bind_gpu,
+    choose_gpu_by,
+    device,
+    namespace_of,
+)
 from distgrad.config import nearest
 from distgrad.distributed.default import (
     DefaultGroupError,
@@ -21,12 +26,47 @@ from distgrad.distributed.failure import install_failure_hooks
 from distgrad.distributed.group import DEFAULT_TIMEOUT_S, ProcessGroup
 from distgrad.distributed.local import local_group
 from distgrad.distributed.mpi import mpi_group
+from distgrad.distributed.nccl import nccl_module
 from distgrad.distributed.plans import Group, NonMember, seconds
-from distgrad.errors import ArgumentError, DistributedError
+from distgrad.distributed.store import Store
+from distgrad.errors import ArgumentError, DeviceError, DistributedError
 
 BACKENDS = ("mpi", "local", "threads")
+
+
+class Meeting(NamedTuple):
+    """Where processes meet, and which of them this is."""
+
+    address: str
+    port: int
+    rank: int
+    size: int
+
+
 _ANY = ("gloo", "nccl", "cpu:gloo", "cuda:nccl", "cpu:gloo,cuda:nccl")  # PyTorch's: what fits here
 _METHODS = ("env://", "tcp://", "file://")
+default_pg_timeout = timedelta(seconds=DEFAULT_TIMEOUT_S)
+
+
+class Backend(str):
+    """The name of a backend in lower case, which `init_process_group` takes.
+
+    Example:
+        >>> Backend("GLOO")
+        'gloo'
+    """
+
+    GLOO, NCCL, MPI, UCC, XCCL, UNDEFINED = "gloo", "nccl", "mpi", "ucc", "xccl", "undefined"
+
+    def __new__(cls, name: str) -> Backend:
+        """Return the name.
+
+        Args:
+            name: in any case.
+        """
+        if not isinstance(name, str):
+            raise ArgumentError(f"Backend({name!r}): Backend constructor parameter must be a str")
+        return super().__new__(cls, name.lower())
 
 
 def init_process_group(
@@ -44,15 +84,20 @@ def init_process_group(
 
     Args:
         backend: "mpi"; "local", one process without MPI; "threads", the group of the calling rank
-            of `run_ranks`; None takes "threads" inside run_ranks, else "mpi" where the environment
-            announces more than one rank, else "local". PyTorch's "gloo" and "nccl" stand for None:
-            tensors of every device travel in every group.
-        init_method: PyTorch's; the launcher's ranks know each other, so an address is not used.
+            of `run_ranks`; None takes "threads" inside run_ranks, else "mpi" where a launcher of
+            MPI announces more than one rank, else sockets where rank, number of ranks and an
+            address are given, else "local". PyTorch's "gloo" and "nccl" stand for None:
+            tensors of every device travel in every group. With "nccl", tensors on GPUs that have to
+            go by way of the host are worth a warning.
+        init_method: where to meet without a launcher of MPI: "env://" (MASTER_ADDR, MASTER_PORT,
+            RANK and WORLD_SIZE of the environment) or "tcp://ADDRESS:PORT".
         timeout: a duration, or seconds, that any one wait may take; None is half an hour.
-        world_size, rank: what must be true here; -1 accepts any.
-        store, pg_options: PyTorch's; there are none here, so they must be None.
+        world_size, rank: what must be true here, or what is so without a launcher; -1 accepts any.
+        store: PyTorch's; ranks need none to meet here, so it is not used.
+        pg_options: PyTorch's; there are none here, so it must be None.
         group_name: for messages.
-        device_id: a device that must exist here.
+        device_id: the GPU of this rank; default is that of its number among the ranks of its host,
+            modulo the number of GPUs.
 
     Raises:
         DistributedError: there is a default group already, the number of ranks or the rank is
@@ -84,7 +129,7 @@ def init_process_group(
             f"{head}: this thread is rank {group.rank} of run_ranks, whose backend is threads; "
             'leave the backend out, or say "threads"'
         )
-    made = group or _new_group(wanted, limit)
+    made = group or _new_group(wanted, limit, _meeting(init_method, world_size, rank))
     try:
         _check_place(head, made, world_size, rank)
     except DistributedError:
@@ -94,7 +139,18 @@ def init_process_group(
     made.description = group_name
     if group is None:
         set_process_group(made)
+    _bind(made, device_id, "nccl" in str(backend).lower())
     return made
+
+
+def _bind(made: ProcessGroup, device_id: Any, nccl_wanted: bool) -> None:
+    """Choose this rank's GPU; CUDA starts only if one is named."""
+    for sibling in made.siblings.values():
+        sibling.nccl_wanted = nccl_wanted
+    if made.backend != "threads":
+        choose_gpu_by(lambda: made.local_rank)
+    if device_id is not None:
+        bind_gpu(device(device_id))
 
 
 def destroy_process_group(group: Group = None) -> None:
@@ -137,8 +193,30 @@ def is_gloo_available() -> bool:
 
 
 def is_nccl_available() -> bool:
-    """Return False: the name is accepted, but tensors on a GPU travel through host memory."""
+    """Return whether there is a GPU here and CuPy finds NCCL; starts CUDA to know it."""
+    try:
+        return bool(nccl_module().available)
+    except DeviceError:
+        return False
+
+
+def is_ucc_available() -> bool:
+    """Return False."""
     return False
+
+
+def is_xccl_available() -> bool:
+    """Return False."""
+    return False
+
+
+def get_default_backend_for_device(device: Any) -> str:
+    """Return PyTorch's backend for tensors on ``device``; its name is taken here too.
+
+    Args:
+        device: a device, or its name.
+    """
+    return "nccl" if str(device).startswith("cuda") else "gloo"
 
 
 def is_backend_available(backend: str) -> bool:
@@ -187,12 +265,16 @@ def _backend(head: str, backend: str | None) -> str | None:
 def _check_options(
     head: str, init_method: str | None, store: Any, pg_options: Any, device_id: Any
 ) -> None:
-    for name, value in (("store", store), ("pg_options", pg_options)):
-        if value is not None:
-            raise ArgumentError(
-                f"{head}: {name}={value!r}: ranks meet through their launcher and need none; "
-                f"leave {name} out"
-            )
+    if pg_options is not None:
+        raise ArgumentError(
+            f"{head}: pg_options={pg_options!r}: there are no such options here; "
+            "leave pg_options out"
+        )
+    if store is not None and not isinstance(store, Store):
+        raise ArgumentError(
+            f"{head}: store={store!r}: is no distgrad.distributed.Store; ranks meet through their "
+            "launcher, so leave store out"
+        )
     if init_method is not None and not str(init_method).startswith(_METHODS):
         raise ArgumentError(
             f"{head}: init_method={init_method!r}: is none of {', '.join(_METHODS)}; leave it out"
@@ -217,18 +299,41 @@ def _check_place(head: str, made: ProcessGroup, world_size: int, rank: int) -> N
     alone = made.backend == "local" and announced.isdigit() and int(announced) > 1
     if is_torchelastic_launched() and alone:
         raise DistributedError(
-            f"{head}: torchrun started {announced} processes, which cannot find each other here; "
-            "start the program with mpirun, or with python -m distgrad.launch"
+            f"{head}: torchrun started {announced} processes, but the environment does not say "
+            "where they meet; set MASTER_ADDR, MASTER_PORT and RANK too"
         )
 
 
-def _new_group(backend: str | None, timeout_s: float) -> ProcessGroup:
+def _meeting(init_method: str | None, world_size: int, rank: int) -> Meeting | None:
+    """Return where processes without a launcher of MPI meet, as PyTorch's programs say it.
+
+    None where nobody announces several ranks, or says where they meet.
+    """
+    method = init_method or "env://"
+    env = os.environ
+    size = world_size if world_size != -1 else int(env.get("WORLD_SIZE") or 1)
+    place = rank if rank != -1 else int(env.get("RANK") or -1)
+    if method.startswith("tcp://"):
+        address, _, port = method.removeprefix("tcp://").partition("?")[0].rpartition(":")
+    else:
+        address, port = env.get("MASTER_ADDR", ""), env.get("MASTER_PORT", "")
+    if size < 2 or place < 0 or not address or not port.isdigit():
+        return None
+    return Meeting(address, int(port), place, size)
+
+
+def _new_group(backend: str | None, timeout_s: float, meeting: Meeting | None) -> ProcessGroup:
     if backend == "threads":
         raise DistributedError(
             'init_process_group("threads"): this thread is no rank; call it inside the function '
             "that run_ranks(n, function) runs"
         )
-    if backend == "local" or (backend is None and (world_from_env().size or 1) == 1):
+    alone = (world_from_env().size or 1) == 1
+    if backend is None and alone and meeting is not None:
+        from distgrad.distributed.sockets import socket_group  # few programs need sockets
+
+        return socket_group(*meeting, timeout_s)
+    if backend == "local" or (backend is None and alone):
         return local_group(timeout_s)
     group = mpi_group(timeout_s=timeout_s)
     install_failure_hooks(group)
@@ -240,3 +345,6 @@ def _forget(world: ProcessGroup, group: ProcessGroup) -> None:
     world.children[:] = [child for child in world.children if child is not group]
     for child in world.children:
         _forget(child, group)
+
+
+choose_gpu_by(lambda: world_from_env().local_rank)  # until there is a group, which knows better

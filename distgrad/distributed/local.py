@@ -11,10 +11,9 @@ from distgrad.distributed.group import (
     DEFAULT_TIMEOUT_S,
     CompletedWork,
     ProcessGroup,
-    Transfer,
     link_channels,
 )
-from distgrad.distributed.work import Work
+from distgrad.distributed.work import Transfer, Work
 from distgrad.errors import DistributedError
 
 

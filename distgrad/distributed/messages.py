@@ -12,7 +12,7 @@ import numpy as np
 
 from distgrad.distributed.group import ANY_RANK, ProcessGroup
 from distgrad.distributed.handle import Work
-from distgrad.distributed.operands import bring, checked, host_of, room_for
+from distgrad.distributed.operands import bring, checked, host_of, in_words, message_turn, room_for
 from distgrad.distributed.plans import Group, member, place_in, seconds
 from distgrad.distributed.waiting import nap_s
 from distgrad.distributed.work import HostArray
@@ -20,7 +20,6 @@ from distgrad.errors import (
     ArgumentError,
     ArgumentTypeError,
     DistributedError,
-    signature,
 )
 from distgrad.tensor import Tensor
 
@@ -211,7 +210,10 @@ def _send(
     mine = member(function, group)
     if mine is None:
         return None
-    host = host_of(checked(function, "tensor", tensor))
+    turn = message_turn(mine, checked(function, "tensor", tensor))
+    host = host_of(tensor, turn)
+    if turn is not None:
+        turn.take()
     peer = place_in(function, "dst", mine, dst, group_dst)
     call = _described(function, mine, host, "dst", peer, tag)
     return Work(mine.start_send(host, peer, tag, call), _nothing, [tensor])
@@ -223,7 +225,10 @@ def _recv(
     mine = member(function, group)
     if mine is None:
         return None
-    host = room_for(function, "tensor", checked(function, "tensor", tensor))
+    turn = message_turn(mine, checked(function, "tensor", tensor))
+    host = room_for(function, "tensor", tensor, turn=turn)
+    if turn is not None:
+        turn.take()
     anybody = src is None and group_src is None
     peer = ANY_RANK if anybody else place_in(function, "src", mine, src, group_src)
     call = _described(function, mine, host, "src", peer, tag)
@@ -235,7 +240,7 @@ def _recv(
 def _described(
     function: str, mine: ProcessGroup, host: HostArray, end: str, peer: int, tag: int
 ) -> str:
-    call = signature(function, {"tensor": host}, {end: peer, "tag": tag})
+    call = in_words(function, {"tensor": host}, {end: peer, "tag": tag})
     if peer == mine.rank:
         raise ArgumentError(
             f"{call}: rank {mine.rank} would exchange a message with itself; copy the tensor"

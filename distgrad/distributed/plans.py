@@ -17,6 +17,7 @@ from distgrad.distributed.collective import Steps, refused
 from distgrad.distributed.default import default_group, get_group
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.handle import Work
+from distgrad.distributed.operands import AnyTurn
 from distgrad.errors import ArgumentError, ArgumentTypeError, DistgradError
 from distgrad.tensor import Tensor
 
@@ -34,12 +35,19 @@ Group: TypeAlias = ProcessGroup | NonMember | None
 
 @dataclass(slots=True)
 class Plan:
-    """A collective, ready to start."""
+    """A collective, ready to start; on GPUs if it has a turn."""
 
     call: str
     steps: Steps
     finish: Callable[[], None] = lambda: None
     tensors: list[Tensor] = field(default_factory=list)
+    turn: AnyTurn | None = None
+
+    def finished(self) -> None:
+        """Bring the results to the tensors; the host does not wait for the GPU."""
+        if self.turn is not None:
+            self.turn.arrive()
+        self.finish()
 
 
 def member(function: str, group: Group) -> ProcessGroup | None:
@@ -81,7 +89,9 @@ def run(
         plan = planner(mine)
     except DistgradError as error:
         plan = Plan(f"{function}()", refused(mine, error))
-    work = Work(mine.submit(plan.call, plan.steps), plan.finish, plan.tensors)
+    if plan.turn is not None:
+        plan.turn.take()
+    work = Work(mine.submit(plan.call, plan.steps), plan.finished, plan.tensors)
     if async_op:
         return work
     work.wait()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from distgrad.distributed.bucket import Flat
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.waiting import wait_for
 from distgrad.distributed.work import HostArray
@@ -18,6 +19,23 @@ Entries: TypeAlias = Mapping[int, Mapping[str, HostArray]]
 """For each parameter, arrays by name: as long as the range, or one number without a dimension."""
 
 _CALL = "redistribute(state of the optimizer)"
+
+
+def owned_ranges(flats: Iterable[Flat], numbers: Mapping[int, int], rank: int) -> Ranges:
+    """Return which elements of which parameter ``rank`` owns.
+
+    Args:
+        flats: where the parameters lie.
+        numbers: the number of a parameter by its ``id``; others are left out.
+        rank: the owner.
+    """
+    found = {}
+    for flat in flats:
+        for place, (p, span) in enumerate(zip(flat.params, flat.spans, strict=True)):
+            where = flat.overlap(place, flat.owned[rank])
+            if where is not None and id(p) in numbers:
+                found[numbers[id(p)]] = slice(where.start - span.start, where.stop - span.start)
+    return found
 
 
 def redistribute(

@@ -25,16 +25,18 @@ Note [Order of buckets]
 
 Note [Lost step]
     Buckets are matched by number, so ranks may fill them in any order. The last one carries the
-    number of this reduction, and its square: the sum of the squares is the square of the sum over P
-    only if all ranks have the same number. Otherwise all ranks see so, and say where each one is.
+    number of this reduction, to which a digest of the optimizers' settings is added, and its
+    square: the sum of the squares is the square of the sum over P only if all ranks have the same
+    number. Otherwise all ranks see so, and say where each one is.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -42,10 +44,12 @@ import numpy as np
 from distgrad.autograd.engine import queue_callback
 from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.config import nearest
+from distgrad.distributed.agreement import check_values
 from distgrad.distributed.bucket import Bucket, Memory, Summed, Tail, plan_buckets
 from distgrad.distributed.comm_hooks import HookedReduction
 from distgrad.distributed.gathering import Gathering
 from distgrad.distributed.group import ProcessGroup, check_same
+from distgrad.distributed.nccl import link_between
 from distgrad.distributed.progress import start_progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
 from distgrad.distributed.tree import Subtree, Tree
@@ -53,6 +57,9 @@ from distgrad.distributed.waiting import watched
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import ArgumentError, GradError
 from distgrad.tensor import Tensor, wrap
+
+if TYPE_CHECKING:
+    from distgrad.distributed.algorithms.join import Joinable
 
 REDUCTIONS = ("mean", "sum")
 DETERMINISM = ("off", "run", "world")
@@ -104,6 +111,7 @@ class Reducer:
         bucket_cap_mb: MiB of a bucket (default 25, the first one 1).
         determinism: "off", "run" or "world"; see Note [Determinism].
         shards: V, of "world": how many backwards all ranks together make up one reduction.
+        check_every: after how many reductions to compare the values of the parameters.
 
     Ranks: all, with the same parameters; compared here, and every rank raises on a difference.
     Cost: one all-reduce of the gradients per synchronised backward, or per V of them.
@@ -117,6 +125,7 @@ class Reducer:
         bucket_cap_mb: float | None = None,
         determinism: str = "run",
         shards: int | None = None,
+        check_every: int | None = None,
     ) -> None:
         """Compare and lay out the parameters, and hook their gradients."""
         self.named = [(n, p) for n, p in named if p.requires_grad]
@@ -124,13 +133,19 @@ class Reducer:
             raise ArgumentError("Reducer(): no parameter requires a gradient; nothing to reduce")
         self.group, self.reduction, self.determinism = group, reduction, determinism
         self.tree = _tree(group, reduction, determinism, shards)
+        if check_every is not None and check_every < 1:
+            raise ArgumentError(f"check_every={check_every}: a number of reductions is 1 or more")
+        self.check_every = check_every
         self.enabled = True  # False inside no_sync
         self.count = 0  # samples since the last backward that was not in no_sync
         self.explicit_count = False  # the user counts
         self.reduced = False  # the gradients are means, not sums
+        self.spent = False  # an optimizer that shares its work has stepped with them
         self.reductions = 0  # since the beginning
         self.timeline: list[Span] | None = None  # set to a list to record
         self.comm: HookedReduction | None = None  # the user's way to average a bucket
+        self._declared: dict[int, str] = {}
+        self._followers: WeakValueDictionary[int, Joinable] = WeakValueDictionary()
         self.waited_s = 0.0  # backward stood still for communication: exposed, in seconds
         check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
@@ -145,14 +160,17 @@ class Reducer:
 
     def _allocate(self) -> None:
         """Take memory for the gradients."""
-        nbytes = sum(p.array.nbytes for _, p in self.named)
+        params = [p for _, p in self.named]
+        link = link_between(self.channel, params, self.determinism)
+        nbytes = sum(p.array.nbytes for p in params if link is None or not p.is_cuda)
         longest = max(p.array.itemsize for _, p in self.named)
         self.tails = {
             p.array.dtype: Tail(p.array.dtype, self.group.size, len(self.named))
             for _, p in self.named
         }
         extra = longest * max(tail.length for tail in self.tails.values())
-        self.memory = Memory(self.channel, self.tree, nbytes + extra, len(self.named) + 1)
+        count = len(self.named) + 1
+        self.memory = Memory(self.channel, self.tree, nbytes + extra, count, link)
 
     def _lay_out(self) -> None:
         """Make the buckets of the plan."""
@@ -178,8 +196,12 @@ class Reducer:
         missing = [i for i in reversed(range(len(self.named))) if i not in set(self._order)]
         order = self.group.channel("control").broadcast_object(self._order + missing)
         plan = plan_buckets(self.named, self._cap_mb, order)
-        if plan == self.plan:
-            return
+        if plan != self.plan:
+            self.gathering.wait()
+            self._take_plan(plan)
+
+    def _take_plan(self, plan: list[list[int]]) -> None:
+        """Lay out the buckets anew, with the gradients that there are."""
         # The new buckets lie where the old ones do, and no rank reads those any more.
         for _, p in self.named:
             if p.grad is not None:
@@ -190,11 +212,25 @@ class Reducer:
 
     def broadcast_parameters(self, src: int = 0) -> None:
         """Give every rank the parameter values of rank ``src``."""
+        self.gathering.wait()
         for bucket in self.buckets:
             host = to_device(bucket.values, CPU)
             self.group.broadcast(host, src)
             if host is not bucket.values:
                 bucket.values[...] = to_device(host, device_of(bucket.values))
+
+    @property
+    def followers(self) -> list[Joinable]:
+        """Those that communicate after its reductions; on all ranks the same, in one order."""
+        return list({id(one): one for _, one in sorted(self._followers.items())}.values())
+
+    def follow(self, param: Tensor, follower: Joinable) -> None:
+        """Note that ``follower``, and none before it, updates ``param`` together with all ranks."""
+        self._followers[self._index[id(param)]] = follower
+
+    def declare(self, param: Tensor, text: str) -> None:
+        """Note how ``param`` is updated; the next reduction sees to it that all ranks say so."""
+        self._declared[self._index[id(param)]] = text
 
     def wait_for(self, params: Iterable[Tensor]) -> None:
         """Return when the values of ``params`` are whole, as far as they are gathered."""
@@ -232,7 +268,7 @@ class Reducer:
         grad = self.named[-1][1].grad
         if grad is None:
             self.reduced = False
-        elif self.reduced and self._only_sums and grad.array.any():
+        elif self.reduced and self.only_sums and grad.array.any():
             raise GradError(
                 "forward(): the gradients were already reduced to means, and sums cannot be "
                 "added to them; call optimizer.zero_grad() first, or accumulate in no_sync()"
@@ -272,8 +308,14 @@ class Reducer:
             self._progress.close()
 
     @property
-    def _only_sums(self) -> bool:
+    def only_sums(self) -> bool:
+        """True where what ranks bring are sums over samples before they meet in a bucket."""
         return self.reduction == "sum" or self.tree.shards > self.group.size
+
+    @property
+    def samples(self) -> int:
+        """How many samples this rank has had since the last reduction."""
+        return self._total + self.count
 
     @property
     def local_shards(self) -> range:
@@ -305,8 +347,8 @@ class Reducer:
             self._progress.poll()
 
     def _launch_what_may(self, bucket: Summed) -> None:
-        """Launch a full bucket; the library's all-reduce needs one order on all ranks."""
-        if self.determinism != "off" and self.comm is None:
+        """Launch a full bucket; all-reduces of MPI and NCCL need one order on all ranks."""
+        if self.determinism != "off" and self.comm is None and self.memory.ways.link is None:
             self._launch(bucket)
             return
         for following in self.buckets:
@@ -340,35 +382,44 @@ class Reducer:
     def _launch(self, bucket: Summed) -> None:
         """Add a bucket that is full to this rank's sums; with the last shard, send them."""
         bucket.launched = True
-        if self.comm is not None:
-            assert isinstance(bucket, Bucket)
-            self.comm.launch(bucket)
-            return
-        if self.reduction == "mean" and self.group.size * self.tree.shards > 1:
-            gradients = bucket.gradients
-            if self.count:
-                gradients *= self.count
-            else:
-                gradients[...] = 0  # the mean of no samples is not a number
+        several = self.tree.shards > self.group.size
+        if self.comm is None or several:
+            self._weigh(bucket)
         part = Subtree(self.shard, 1)
         if not self._last_shard:
             bucket.keep(part)
+        elif self.comm is not None:
+            if several:
+                bucket.reduce_alone(part)
+            self.comm.launch(bucket)
         elif self._progress is not None:
             self._send(bucket, bucket.settle(part))
-        elif self.tree.shards > 1:
+        elif several:
             bucket.reduce_alone(part)
+
+    def _weigh(self, bucket: Summed) -> None:
+        """Make gradients of a mean over samples into sums over them."""
+        if self.reduction != "mean" or self.group.size * self.tree.shards == 1:
+            return
+        gradients = bucket.gradients
+        if self.count:
+            gradients *= self.count
+        else:
+            gradients[...] = 0  # the mean of no samples is not a number
 
     def _send(self, bucket: Summed, arrays: list[HostArray]) -> None:
         """Hand a bucket to the communication thread."""
         assert self._progress is not None
         bucket.filled_at = time.perf_counter()
+        hosts = bucket.leave(arrays)
 
         def start() -> Work:
             began = time.perf_counter()
-            timed = bucket.work = Timed(self._exchange(bucket, arrays), began)
+            timed = bucket.work = Timed(self._exchange(bucket, hosts), began)
             return timed
 
-        bucket.job = self._progress.submit(start)
+        if hosts:
+            bucket.job = self._progress.submit(bucket.behind(start))
 
     def _exchange(self, bucket: Summed, arrays: list[HostArray]) -> Work:
         """Return the started sum of a bucket over the ranks."""
@@ -385,7 +436,6 @@ class Reducer:
         """Send what is left at the end of backward, wait for all, and divide."""
         for i, (_, p) in enumerate(self.named):
             self._used[i] |= p.grad is not None
-        self._total += self.count
         for bucket in self.buckets:
             if not bucket.launched:
                 self._fill(bucket)
@@ -394,6 +444,7 @@ class Reducer:
             self._complete()
         else:
             self.shard += 1
+            self._total += self.count
             for _, p in self.named:
                 p.grad = None
         self.count, self.explicit_count = 0, False
@@ -407,7 +458,16 @@ class Reducer:
             else:
                 self._adopt(param)
         if bucket.tail:
-            self.tail.write(bucket.end, self._used, self._total, self.reductions, self._last_shard)
+            self._write_tail(bucket.end)
+
+    def _write_tail(self, end: Any) -> None:
+        """Write flags, the count, and the number that all ranks must have alike."""
+        number = self.reductions + zlib.crc32(self._settings.encode())
+        self.tail.write(end, self._used, self.samples, number, self._last_shard)
+
+    @property
+    def _settings(self) -> str:
+        return "; ".join(text for _, text in sorted(self._declared.items()))
 
     def _complete(self) -> None:
         """Wait for all buckets and divide."""
@@ -419,16 +479,20 @@ class Reducer:
         self.waited_s += time.perf_counter() - began
         self._divide()
         self.reduced = True
+        if self.check_every and (self.reductions + 1) % self.check_every == 0:
+            when = f"in backward {self.reductions + 1}"
+            check_values(self.group.channel("control"), self.named, when)
         if self.reductions == 0 and self.group.size > 1:
             self._learn_order()
         self.reductions += 1
         self._next_step()
 
     def _wait(self, bucket: Summed) -> None:
-        if bucket.job is None:
+        if not bucket.under_way:
             return
-        bucket.job.wait()
-        if self.timeline is not None:
+        if bucket.job is not None:
+            bucket.job.wait()
+        if self.timeline is not None and bucket.job is not None:
             work, filled = bucket.work, bucket.filled_at
             span = Span(bucket.index, bucket.wire.nbytes, filled, work.started, work.done)
             self.timeline.append(span)
@@ -437,20 +501,26 @@ class Reducer:
 
     def _divide(self) -> None:
         """Turn sums into means; leave ``None`` where no rank has a gradient."""
-        used, total = self._agreed(self.buckets[-1].end)
-        if total is not None:
-            divisor = total if self.comm is None else self.comm.divisor(total)
+        used, divisor = self._agreed(self.buckets[-1].end)
+        if divisor is not None:
             for bucket in self.buckets:
                 gradients = bucket.gradients
                 gradients /= divisor
         for (_, param), anywhere in zip(self.named, used, strict=True):
             param.grad = param._grad_buffer if anywhere else None
 
-    def _agreed(self, end: Any) -> tuple[list[bool], int | None]:
+    def _agreed(self, end: Any) -> tuple[list[bool], float | None]:
         """Return which parameters any rank used, and what to divide by, None for nothing."""
         used, total, together = self.tail.read(end)
         if not together:
-            check_same(self.group, "reductions before this backward", str(self.reductions))
+            what, here, settings = (
+                "reductions before this backward",
+                self.reductions,
+                self._settings,
+            )
+            if settings:
+                check_same(self.group, f"{what}, and settings of optimizers", f"{here}; {settings}")
+            check_same(self.group, what, str(here))
         if self.reduction == "mean" and self.group.size * self.tree.shards == 1:
             return used, None
         if total < 1:
@@ -458,7 +528,7 @@ class Reducer:
                 "backward(): the global sample count is 0, so there is no mean; call the "
                 "DistributedDataParallel module itself, or add_count(samples) before backward"
             )
-        return used, total
+        return used, total if self.comm is None else self.comm.divisor(total)
 
 
 _reducers: WeakValueDictionary[int, Reducer] = WeakValueDictionary()  # it keeps its parameters
@@ -487,6 +557,9 @@ def _tree(group: ProcessGroup, reduction: str, determinism: str, shards: int | N
 
 
 def _fingerprint(reducer: Reducer) -> str:
-    params = "; ".join(f"{n} {p.array.dtype}{list(p.array.shape)}" for n, p in reducer.named)
+    params = "; ".join(
+        f"{n} {p.array.dtype}{list(p.array.shape)}{' on a GPU' * p.is_cuda}"
+        for n, p in reducer.named
+    )
     how = f"{reducer.determinism}, {reducer.tree.shards} shards, {reducer.reduction}"
     return f"{params}; {how}"

@@ -9,8 +9,18 @@ Note [Regions]
     buckets in the order of their numbers; so the wait for a region always ends.
 
 Note [Accumulation]
-    Inside no_sync() gradients stay whole, in ``p.grad``. With "world" and several shards of the
-    batch on a rank, sums of shards that wait for their neighbours are whole as well.
+    Inside no_sync() gradients stay whole, in ``p.grad``: no bytes travel, and they take n bytes on
+    each rank. Without it, means of several backwards are added by their owners: each backward
+    sends, and n/P bytes more are taken, while the new means are not complete.
+
+    With "world" and several shards of the batch on a rank, sums of shards that wait for their
+    neighbours are whole too. To send each of them at once would save nothing: the owner of a slice
+    would have to keep it for each of the P ranks until that rank's subtree is whole, for the order
+    of additions is the tree's, and P slices of n/P bytes are n bytes.
+
+Note [Learnt order]
+    After the first backward the buckets follow the order in which gradients came. Means that their
+    owners have then go to the new ones.
 """
 
 from __future__ import annotations
@@ -21,13 +31,16 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.backend.device import CPU, array_namespace, device_of, to_device
-from distgrad.distributed.bucket import Summed, Tail
+from distgrad.backend.device import CPU, array_namespace, device, device_of, to_device
+from distgrad.distributed.bucket import CAP_MB, Summed, Tail, Ways
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.halves import scatter_sums
+from distgrad.distributed.nccl import Link, Turn, link_between
+from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
 from distgrad.distributed.reducer import Reducer
 from distgrad.distributed.reduction import PHASES, Common, Exchange, Reduction
 from distgrad.distributed.shared import ALIGNMENT
+from distgrad.distributed.staging import pinned_zeros
 from distgrad.distributed.tree import Subtree, Tree
 from distgrad.distributed.work import HostArray, Work
 from distgrad.errors import GradError
@@ -40,17 +53,25 @@ REGIONS = 2  # one is filled while the other travels
 class Region:
     """Memory of a rank, and that of the others of its host, for one bucket at a time."""
 
-    __slots__ = ("arrays", "mine", "user")
+    __slots__ = ("_gpus", "arrays", "mine", "nbytes", "user")
 
-    def __init__(self, arrays: list[HostArray], mine: int) -> None:
-        self.arrays, self.mine = arrays, mine  # bytes
+    def __init__(self, arrays: list[HostArray], mine: int, nbytes: int) -> None:
+        self.arrays, self.mine, self.nbytes = arrays, mine, nbytes
+        self._gpus: dict[device, Array] = {}
         self.user: ShardedBucket | None = None
+
+    def on_gpu(self, like: Array) -> Array:
+        """Return as many bytes where ``like`` is."""
+        place = device_of(like)
+        if place not in self._gpus:
+            self._gpus[place] = array_namespace(like).empty(self.nbytes, np.uint8)
+        return self._gpus[place]
 
 
 class ShardedBucket(Summed):
     """Parameters of one dtype and device; their gradients pass through ``wire`` to ``shard``."""
 
-    __slots__ = ("mine", "region", "shard")
+    __slots__ = ("before", "mine", "region", "shard")
 
     def __init__(
         self, index: int, params: Sequence[Tensor], names: Sequence[str], rank: int, ranks: int
@@ -61,6 +82,7 @@ class ShardedBucket(Summed):
         self.shard: Array = array_namespace(self.values).zeros(
             self.mine.stop - self.mine.start, self.values.dtype
         )
+        self.before: Array | None = None  # means of earlier backwards
         for param in params:
             param._grad_buffer = None
 
@@ -68,27 +90,49 @@ class ShardedBucket(Summed):
         """Take the memory in which gradients are summed."""
         self.region, self.sums, self.common = region, sums, common
         self.wire = self.cut(region.arrays[region.mine])
+        if self.on_host:
+            self.flat, self.rooms = self.wire, sums
+
+    def lie_on_gpu(self, region: Region, ways: Ways, ranks: int, waiting: int) -> bool:
+        """Take memory of a GPU; return whether memory of the host is needed too."""
+        self.region, memory = region, region.on_gpu(self.values)
+        self.flat = memory[: self.values.nbytes].view(self.dtype)
+        return self.connect(ways, ranks, waiting)
 
     def cut(self, memory: HostArray) -> HostArray:
         """Return what this bucket uses of a region."""
         return np.frombuffer(memory.data, self.values.dtype, self.values.size)
 
     def pack(self) -> list[Tensor]:
-        """Move the gradients to ``wire``, with zeros for none; return whose there were."""
+        """Move the gradients to ``flat``, with zeros for none; return whose there were."""
         used = []
         for param, span in zip(self.params, self.spans, strict=True):
             grad = param.grad
             if grad is None:
-                self.wire[span] = 0
+                self.flat[span] = 0
                 continue
-            self.wire[span] = to_device(grad.array, CPU).reshape(-1)
+            self.flat[span] = grad.array.reshape(-1)
             used.append(param)
             param.grad = None
         return used
 
     def stage_in(self) -> None:
         """Keep what this rank owns; the region is free."""
-        self.shard[...] = to_device(self.wire[self.mine], device_of(self.shard))
+        super().stage_in()
+        self.keep_mine()
+
+    def keep_mine(self) -> None:
+        """Keep what this rank owns of ``flat``."""
+        self.shard[...] = self.flat[self.mine]
+
+    @property
+    def _wanted(self) -> slice:
+        """What this rank needs of the sum."""
+        return self.mine
+
+    def _cross(self, turn: Turn) -> None:
+        """Let NCCL add, for the owners."""
+        turn.reduce_slices(f"reduce_scatter({self.describe()})", self.flat, self.owned)
 
     def piece(self, place: int) -> Array | None:
         """Return the gradient of what this rank owns of parameter ``place``, if anything."""
@@ -108,19 +152,40 @@ class ShardedReducer(Reducer):
     def _lay_out(self) -> None:
         """Make the buckets of the plan."""
         group, place = self.channel, dict(enumerate(self.named))
-        self.tail = Tail(np.dtype(np.float64), group.size, len(self.named))
-        self._end = np.zeros(self.tail.length)
+        if not self.version:
+            leaves = [p for _, p in self.named]
+            link = link_between(group, leaves, self.determinism)
+            self._memory = _Memory(group, self.tree, leaves, self._cap_mb, link)
+            self.tail = Tail(np.dtype(np.float64), group.size, len(self.named))
+            self._end = np.zeros(self.tail.length)
+            self.drop()
         self.buckets = []
         for index, places in enumerate(self.plan):
             names, params = zip(*(place[i] for i in places), strict=True)
             self.buckets.append(ShardedBucket(index, params, names, group.rank, group.size))
-        _attach(self.buckets, group, self.tree)
-        self.pending = False  # the shards hold means that no zero_grad has dropped
-        self.used = [False] * len(self.named)  # anywhere, in what the shards hold
+        self._memory.attach(self.buckets)
         self._register(self.buckets)
 
-    def _learn_order(self) -> None:
-        """Keep the plan: shards of gradients and of optimizers lie by it."""
+    def _take_plan(self, plan: list[list[int]]) -> None:
+        """Lay out the buckets anew, and bring the means to their new owners."""
+        have = [self._ranges(rank) for rank in range(self.group.size)]
+        entries = {
+            number: {"mean": to_device(piece, CPU)}
+            for number, (_, p) in enumerate(self.named)
+            if (piece := self.piece(p)) is not None
+        }
+        self.plan, self.version = plan, self.version + 1
+        self._lay_out()
+        want = [self._ranges(rank) for rank in range(self.group.size)]
+        got = redistribute(self.group.channel("control"), have, want, entries)
+        for number, row in got.items():
+            piece = self.piece(self.named[number][1])
+            if row and piece is not None:
+                piece[...] = to_device(row["mean"], device_of(piece))
+
+    def _ranges(self, rank: int) -> Ranges:
+        """Return which elements of which parameter ``rank`` owns."""
+        return owned_ranges(self.buckets, self._index, rank)
 
     def drop(self) -> None:
         """Forget the gradients."""
@@ -141,19 +206,20 @@ class ShardedReducer(Reducer):
         """Get ready for a forward that trains.
 
         Raises:
-            GradError: the gradients of the last step are still there.
+            GradError: sums would be added to gradients that are means already.
         """
         super().begin()
-        if self.pending and self.enabled:
+        if self.pending and self.enabled and self.only_sums:
             raise GradError(
                 "forward(): the gradients of the last backward are means already, kept by their "
-                "owners; call zero_grad() of the optimizer or of DistributedDataParallel first, or "
-                "accumulate in no_sync()"
+                "owners, and sums cannot be added to them; call zero_grad() of the optimizer or of "
+                "DistributedDataParallel first, or accumulate in no_sync()"
             )
 
     def shadow(self) -> None:
-        """Take part in a reduction without a backward, instead of the gradients there were."""
-        self.drop()
+        """Take part in a reduction without a backward; gradients of a step that was made go."""
+        if self.spent:
+            self.drop()
         super().shadow()
 
     def reset(self) -> None:
@@ -179,6 +245,8 @@ class ShardedReducer(Reducer):
     def _launch(self, bucket: Any) -> None:
         """Pack a bucket that is full, and go on as with any."""
         region = bucket.region
+        if self.pending and bucket.before is None:
+            bucket.before = bucket.shard.copy()
         if region.user is not None:
             began = time.perf_counter()
             self._wait(region.user)
@@ -187,7 +255,7 @@ class ShardedReducer(Reducer):
         for param in bucket.pack():
             self._used[self._index[id(param)]] = True
         super()._launch(bucket)
-        if self._progress is None and self._last_shard:
+        if self._last_shard and not bucket.under_way:  # on one rank, without a hook
             bucket.stage_in()
 
     def _exchange(self, bucket: Any, arrays: list[HostArray]) -> Work:
@@ -204,7 +272,7 @@ class ShardedReducer(Reducer):
 
     def _complete(self) -> None:
         """Agree on counts and flags, and wait for all."""
-        self.tail.write(self._end, self._used, self._total, self.reductions, True)
+        self._write_tail(self._end)
         if self._progress is None:
             super()._complete()
             return
@@ -219,41 +287,94 @@ class ShardedReducer(Reducer):
         super()._complete()
 
     def _wait(self, bucket: Any) -> None:
+        if not bucket.under_way:
+            return
         super()._wait(bucket)
+        if self.comm is not None:  # its result is there already
+            bucket.keep_mine()
         bucket.job = None
         bucket.region.user = None
 
     def _divide(self) -> None:
-        """Turn sums into means."""
-        self.used, total = self._agreed(self._end)
-        self.pending = True
+        """Turn sums into means, and add those of earlier backwards."""
+        used, divisor = self._agreed(self._end)
         for bucket in self.buckets:
-            if total is not None:
-                bucket.shard /= total
+            if divisor is not None:
+                bucket.shard /= divisor
+            if bucket.before is not None:
+                bucket.shard += bucket.before
+                bucket.before = None
+        self.used = [a or b for a, b in zip(self.used, used, strict=True)]
+        self.pending, self.spent = True, False
 
 
-def _attach(buckets: Sequence[ShardedBucket], group: ProcessGroup, tree: Tree) -> None:
-    """Give buckets the memory in which gradients are summed."""
-    waiting, regions = tree.waiting, min(REGIONS, len(buckets))
-    largest = max(bucket.values.nbytes for bucket in buckets)
-    total = sum(bucket.values.nbytes for bucket in buckets)
-    room = regions * (largest + ALIGNMENT) + waiting * (total + len(buckets) * ALIGNMENT)
-    slab = group.shared_memory(room, len(buckets))
-    if slab is None:
-        ring = [Region([np.empty(largest, np.uint8)], 0) for _ in range(regions)]
-    else:
-        ring = [Region(slab.take(largest, np.uint8), slab.place) for _ in range(regions)]
-    here = next(ranks for ranks in group.hosts if group.rank in ranks)
-    for bucket in buckets:
-        region, dtype, size = ring[bucket.index % regions], bucket.values.dtype, bucket.values.size
+class _Memory:
+    """Where the buckets of a plan, and of the plan after it, are summed.
+
+    Args:
+        group: the ranks.
+        tree: which shards they have.
+        params: all that will be in buckets.
+        cap_mb: of a bucket, as for `plan_buckets`.
+        link: NCCL between their GPUs.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        tree: Tree,
+        params: Sequence[Tensor],
+        cap_mb: float | None,
+        link: Link | None,
+    ) -> None:
+        self._group, self._tree = group, tree
+        sizes = [p.array.nbytes for p in params]
+        cap = int((CAP_MB if cap_mb is None else cap_mb) * 2**20)
+        self._largest = min(sum(sizes), cap + max(sizes))
+        regions, slots = min(REGIONS, len(params)), 2 * len(params)
+        room = regions * (self._largest + ALIGNMENT)
+        room += tree.waiting * (sum(sizes) + len(params) * ALIGNMENT)
+        self._slab = group.shared_memory(room, slots)
+        self._ways = Ways(group, link, self._slab)
+
+    def attach(self, buckets: Sequence[ShardedBucket]) -> None:
+        """Give buckets their memory, and take it from those before them."""
+        regions = min(REGIONS, len(buckets))
+        largest = max(bucket.values.nbytes for bucket in buckets)
+        slab = self._slab
+        self._ways.settle()
+        if slab is None:
+            pins = self._ways.link is None and not all(bucket.on_host for bucket in buckets)
+            make = pinned_zeros if pins else np.empty
+            ring = [Region([make(largest, np.uint8)], 0, largest) for _ in range(regions)]
+        else:
+            slab.reuse()
+            cuts = [slab.take(largest, np.uint8) for _ in range(regions)]
+            ring = [Region(arrays, slab.place, largest) for arrays in cuts]
+        for bucket in buckets:
+            self._attach(bucket, ring[bucket.index % regions])
+
+    def _attach(self, bucket: ShardedBucket, region: Region) -> None:
+        slab, waiting = self._slab, self._tree.waiting
+        dtype, size = bucket.values.dtype, bucket.values.size
+        if not bucket.on_host and not bucket.lie_on_gpu(
+            region, self._ways, self._tree.ranks, waiting
+        ):
+            return
         if slab is None:
             bucket.attach(region, [np.empty(size, dtype) for _ in range(waiting)], None)
-            continue
+            return
         sums = [slab.take(size, dtype) for _ in range(waiting)]
-        brought = [
-            [each[place] for each in sums[: len(tree.parts[rank]) - 1]]
+        common = Common(slab, self._group.hosts, self._brought(bucket, region, sums))
+        bucket.attach(region, [each[slab.place] for each in sums], common)
+
+    def _brought(
+        self, bucket: ShardedBucket, region: Region, sums: Sequence[Sequence[HostArray]]
+    ) -> list[list[HostArray]]:
+        """Return what each rank of the host brings."""
+        here = next(ranks for ranks in self._group.hosts if self._group.rank in ranks)
+        return [
+            [each[place] for each in sums[: len(self._tree.parts[rank]) - 1]]
             + [bucket.cut(region.arrays[place])]
             for place, rank in enumerate(here)
         ]
-        common = Common(slab, group.hosts, brought)
-        bucket.attach(region, [each[slab.place] for each in sums], common)

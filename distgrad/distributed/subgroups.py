@@ -64,7 +64,7 @@ def new_group(
     except DistgradError as error:
         if use_local_synchronization:
             raise
-        raise _together(world, error) from None
+        raise together(world, error) from None
     if not use_local_synchronization:
         _agree(world, f"{function}(ranks={members})")
     if world.rank not in members:
@@ -98,7 +98,7 @@ def split_group(
         limit = seconds(function, timeout)
         parts = _parts(function, parent.size, split_ranks)
     except DistgradError as error:
-        raise _together(parent, error) from None
+        raise together(parent, error) from None
     _agree(parent, f"{function}(split_ranks={parts})")
     mine = next((part for part in parts if parent.rank in part), None)
     return None if mine is None else parent.subgroup(mine, limit, group_desc or "")
@@ -130,7 +130,7 @@ def new_subgroups(
             f"{function}(group_size={group_size}): {mine.size} ranks are no whole number of "
             f"groups of {step}; take a divisor of {mine.size}"
         )
-        raise _together(get_group(), error)
+        raise together(get_group(), error)
     parts = [list(mine.ranks[first : first + step]) for first in range(0, mine.size, step)]
     return new_subgroups_by_enumeration(parts, timeout, backend, pg_options, group_desc)
 
@@ -150,7 +150,7 @@ def new_subgroups_by_enumeration(
     try:
         parts = _parts("new_subgroups_by_enumeration", world.size, ranks_per_subgroup_list)
     except DistgradError as error:
-        raise _together(world, error) from None
+        raise together(world, error) from None
     groups = [
         new_group(part, timeout, backend, pg_options, group_desc=group_desc) for part in parts
     ]
@@ -286,7 +286,7 @@ def _agree(group: ProcessGroup, call: str) -> None:
     group.submit(call, agreed(group, call)).wait()
 
 
-def _together(group: ProcessGroup, error: DistgradError) -> Exception:
+def together(group: ProcessGroup, error: DistgradError) -> Exception:
     """Return ``error``, after the other ranks have heard of it."""
     work = group.submit(str(error), refused(group, error))
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,3 +46,24 @@ class Work(ABC):
     @abstractmethod
     def is_completed(self) -> bool:
         """Return whether the transfer is known to be over, without pushing it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One rank's part of a collective or of a message, as a backend gets it.
+
+    ``call`` is the call in words, without anything that may differ between ranks; ranks whose words
+    differ have lost step. ``source`` and ``target`` are C-contiguous; in-place collectives have the
+    same array in both, and so has the receiving rank of a reduce.
+    """
+
+    collective: str
+    call: str
+    source: HostArray
+    target: HostArray
+    op: str = ""
+    peer: int = -1
+    tag: int = 0
+    sends: Sequence[int] = ()  # all_to_all: elements of the flat source for each rank
+    receives: Sequence[int] = ()  # and elements of the flat target from each
+    senders: list[int] | None = None  # gets the rank whose message was received

@@ -1,8 +1,9 @@
-"""Checkpoints of an optimizer whose state is spread over ranks, written by all of them at once.
+"""Checkpoints of what is spread over ranks, written by all of them at once.
 
-A folder holds ``rank00000.safetensors`` and so on, each with the state that one rank had, and
-``index.json``: which elements of which parameter are in which file, the sha256 of the files, and
-the options of the groups. Any number of ranks reads it, and so does an optimizer without sharding.
+A folder holds ``rank00000.safetensors`` and so on, each with what one rank had of a model or of an
+optimizer's state, and ``index.json``: which elements of which parameter are in which file, the
+sha256 of the files, and names or the options of groups. Any number of ranks reads it, and so does
+a model or an optimizer without sharding.
 It is written under another name, flushed to the disk, and renamed when all ranks are done.
 """
 
@@ -18,34 +19,36 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from distgrad.backend.device import CPU, to_device
 from distgrad.distributed.group import ProcessGroup
-from distgrad.distributed.local import local_group
 from distgrad.distributed.redistribute import Ranges
 from distgrad.distributed.work import HostArray
 from distgrad.errors import CheckpointError
+from distgrad.nn.module import Module
+from distgrad.optim.holdings import holding_of
 from distgrad.optim.optimizer import Optimizer
-from distgrad.optim.zero import ZeroRedundancyOptimizer
-from distgrad.tensor import Tensor, wrap
-from distgrad.utils.serialization import FilePath, atomic_path, save_file
+from distgrad.serialization.atomic import FilePath, atomic_path
+from distgrad.serialization.safetensors import save_file
+from distgrad.tensor import wrap
 
 FORMAT = 1
 _INDEX = "index.json"
 T = TypeVar("T")
 
 
-def save_shards(optimizer: Optimizer, folder: FilePath) -> None:
-    """Write the state of ``optimizer``; each rank writes what it has.
+def save_shards(owner: Optimizer | Module, folder: FilePath) -> None:
+    """Write the state of an optimizer, or the values of a model; each rank writes what it has.
 
     Args:
-        optimizer: with `ZeroRedundancyOptimizer` all ranks call this, with another one rank does.
+        owner: with `ZeroRedundancyOptimizer`, or after `fully_shard`, all ranks call this; with
+            another one rank does.
         folder: on a file system that all ranks see; replaced if it is there.
 
     Raises:
         CheckpointError: on all ranks, if one of them could not write; what was in ``folder`` is
             as it was.
     """
-    group, target = _group(optimizer), Path(folder)
+    holding = holding_of(owner)
+    group, target = holding.group, Path(folder)
     part = target.with_name(f"{target.name}.tmp")
     head = f"save_shards({os.fspath(folder)!r})"
 
@@ -55,7 +58,7 @@ def save_shards(optimizer: Optimizer, folder: FilePath) -> None:
             part.mkdir(parents=True)
 
     def write() -> tuple[str, str, dict[int, list[int]]]:
-        ranges, entries = _local_state(optimizer)
+        ranges, entries = holding.ranges, holding.rows()
         name = f"rank{group.rank:05d}.safetensors"
         tensors = {f"{n}.{k}": wrap(a) for n, row in entries.items() for k, a in row.items()}
         save_file(tensors, part / name)
@@ -66,8 +69,8 @@ def save_shards(optimizer: Optimizer, folder: FilePath) -> None:
         if group.rank == 0:
             index = {
                 "format": FORMAT,
-                "param_groups": _groups(optimizer),
-                "sizes": [p.array.size for p in _params(optimizer)],
+                "param_groups": holding.about(),
+                "sizes": holding.sizes,
                 "files": {name: {"sha256": d, "ranges": r} for name, d, r in files},
             }
             with atomic_path(part / _INDEX) as path:
@@ -79,93 +82,50 @@ def save_shards(optimizer: Optimizer, folder: FilePath) -> None:
     _together(group, head, finish)
 
 
-def load_shards(optimizer: Optimizer, folder: FilePath) -> None:
-    """Give ``optimizer`` the state that `save_shards` wrote, from any number of ranks.
+def load_shards(owner: Optimizer | Module, folder: FilePath) -> None:
+    """Give an optimizer or a model what `save_shards` wrote, from any number of ranks.
 
     Each rank reads the files that have what it needs, and checks their sums.
 
     Args:
-        optimizer: with `ZeroRedundancyOptimizer` all ranks call this; any other optimizer gets the
-            whole state.
+        owner: with `ZeroRedundancyOptimizer`, or after `fully_shard`, all ranks call this; any
+            other gets everything.
         folder: what was written.
 
     Raises:
         CheckpointError: on all ranks, if a file is missing or damaged for one of them, or belongs
             to other parameters.
     """
-    group, path = _group(optimizer), Path(folder)
+    holding, path = holding_of(owner), Path(folder)
     head = f"load_shards({os.fspath(folder)!r})"
-    params = _params(optimizer)
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        want = optimizer.local_ranges()
-    else:
-        want = {n: slice(0, p.array.size) for n, p in enumerate(params)}
 
     def read() -> tuple[list[dict[str, Any]], dict[int, dict[str, HostArray]]]:
         index = _index(path)
-        sizes = [p.array.size for p in params]
+        sizes, about = holding.sizes, index["param_groups"]
         if index["sizes"] != sizes:
             raise CheckpointError(
                 f"the parameters have {_short(index['sizes'])} elements there and {_short(sizes)} "
                 "here; load it into the model it was saved from"
             )
-        return index["param_groups"], _collect(path, index["files"], want)
+        if about[0].get("names") != holding.about()[0].get("names"):
+            raise CheckpointError(
+                "has other names of parameters, or state where values are wanted; load it into "
+                "what it was saved from"
+            )
+        return about, _collect(path, index["files"], holding.ranges)
 
-    groups, entries = _together(group, head, read)
-    for options in groups:
+    about, entries = _together(holding.group, head, read)
+    for options in about:
         for name, value in options.items():
-            if isinstance(value, list) and name not in ("params", "param_names"):
+            if isinstance(value, list) and name not in ("params", "param_names", "names"):
                 options[name] = tuple(value)
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        optimizer.load_local_state(groups, entries)
-        return
-    state = {
-        n: {k: wrap(a.reshape(params[n].array.shape) if a.ndim else a) for k, a in row.items()}
-        for n, row in entries.items()
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    holding.take(about, entries)
 
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------- what there is
-def _group(optimizer: Optimizer) -> ProcessGroup:
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        return optimizer.process_group.channel("control")
-    return local_group()
-
-
-def _params(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _local_state(optimizer: Optimizer) -> tuple[Ranges, dict[int, dict[str, HostArray]]]:
-    """Return which elements this rank has, and their state."""
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        return optimizer.local_ranges(), optimizer.local_state()
-    ranges, entries = {}, {}
-    for number, p in enumerate(_params(optimizer)):
-        ranges[number] = slice(0, p.array.size)
-        row = optimizer.state.get(p, {})
-        arrays = {name: to_device(t.array, CPU) for name, t in row.items()}
-        if arrays:
-            entries[number] = {k: a.reshape(-1) if a.ndim else a for k, a in arrays.items()}
-    return ranges, entries
-
-
-def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return the options of the groups as JSON can hold them."""
-    first, groups = 0, []
-    for group in optimizer.param_groups:
-        numbers = list(range(first, first + len(group["params"])))
-        first += len(numbers)
-        plain = {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}
-        groups.append({**plain, "params": numbers})
-    return groups
 
 
 # ---------------------------------------------------------------------- the disk

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from distgrad.autograd.mode import enable_grad, no_grad
-from distgrad.backend.device import CPU, device_of, to_device
+from distgrad.backend.device import CPU, device, device_of, to_device
 from distgrad.distributed import get_group, is_initialized, local_group
 from distgrad.distributed.algorithms.join import Join, Joinable, JoinHook
 from distgrad.distributed.bucket import Flat
 from distgrad.distributed.gathering import Gathering
 from distgrad.distributed.group import ProcessGroup, check_same
-from distgrad.distributed.redistribute import Ranges, redistribute
+from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
 from distgrad.distributed.reducer import Reducer, reducer_of
 from distgrad.distributed.sharded import ShardedReducer
+from distgrad.distributed.spread import spread_of
 from distgrad.distributed.work import HostArray
 from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError
 from distgrad.optim.optimizer import Closure, Group, Optimizer, Params
@@ -97,7 +98,7 @@ class Layout:
         self.flats: list[Flat] = [
             flat for flat in (*buckets, *own) if any(id(p) in self.numbers for p in flat.params)
         ]
-        self.ranges = [self._ranges(rank) for rank in range(group.size)]
+        self.ranges = [owned_ranges(self.flats, self.numbers, r) for r in range(group.size)]
 
     def _make_own(self, loose: Iterable[Tensor]) -> None:
         """Lay out parameters that have no reducer and lie in no flat array yet."""
@@ -109,17 +110,6 @@ class Layout:
         for params in kinds.values():
             names = [f"parameter {self.numbers[id(p)]}" for p in params]
             self.own.append(Flat(len(self.own), params, names, self.group.size))
-
-    def _ranges(self, rank: int) -> Ranges:
-        """Return which elements of which parameter a rank owns."""
-        found = {}
-        for flat in self.flats:
-            for place, (p, span) in enumerate(zip(flat.params, flat.spans, strict=True)):
-                where = flat.overlap(place, flat.owned[rank])
-                if where is not None and id(p) in self.numbers:
-                    within = slice(where.start - span.start, where.stop - span.start)
-                    found[self.numbers[id(p)]] = within
-        return found
 
     def pieces(self) -> dict[int, Piece]:
         """Return this rank's pieces by the parameters' numbers."""
@@ -157,7 +147,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             ``state_dict``; whoever reads parameters elsewhere calls ``wait`` first.
         **defaults: options of ``optimizer_class``.
 
-    With uneven numbers of batches, ``Join([model, optimizer])`` is the block around the loop.
+    With uneven numbers of batches, ``model.join()`` or ``Join([model, optimizer])`` is the block
+    around the loop.
 
     Ranks: all make it, and call ``step``, `consolidate_state_dict` and ``load_state_dict``.
     Cost: (P-1)/P of the parameters' bytes to each rank in each step.
@@ -191,6 +182,11 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         self._consolidated = False
         probe = optimizer_class([wrap(np.zeros(1, np.float32)).requires_grad_()], **defaults)
         super().__init__(params, probe.defaults)
+        if any(spread_of(p) for p in self._params()):
+            raise ArgumentError(
+                "ZeroRedundancyOptimizer(): fully_shard has left each rank with parts of the "
+                f"parameters, and so with parts of the state; use {optimizer_class.__name__} itself"
+            )
         self.process_group = process_group or _group_of(self._params())
         self._gathering = Gathering(self.process_group.channel("control"), None)
         shapes = "; ".join(f"{p.array.dtype}{list(p.array.shape)}" for p in self._params())
@@ -236,6 +232,9 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                     f"and that of DistributedDataParallel {reducer.group.size}; give both the same"
                 )
         self.pieces = self._layout.pieces()
+        for p in params:
+            if (its := reducer_of(p)) is not None:
+                its.follow(p, self)
         groups, number = [], 0
         for group in self.param_groups:
             numbers = range(number, number + len(group["params"]))
@@ -275,13 +274,56 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             with enable_grad():
                 loss = closure()
         Join.notify_join_context(self)
+        self._step(present=True)
+        return loss
+
+    def _step(self, present: bool) -> None:
+        """Update with the others, which know about it; ``present`` unless out of batches."""
         self.wait()
-        if not self._layout.current:
-            self._lay_out_anew()
+        self._follow_buckets()
+        if not present or self._join_config.enable:
+            self._lend_gradients(present)
         self._drop_consolidated()
         self._update()
         self._gather()
-        return loss
+        self._declare()
+
+    def _lend_gradients(self, present: bool) -> None:
+        """Give ranks out of batches the gradients of what they own, as they are now.
+
+        What the program does to gradients before a step, such as clipping, it does not do there.
+        """
+        group = self.process_group.channel("control")
+        here = [bool(row[0]) for row in group.all_gather(np.array([present]))]
+        if all(here):
+            return
+        whole = {n: p for n, p in enumerate(self._params()) if p.grad is not None}
+        all_of_it = {n: slice(0, p.array.size) for n, p in whole.items()}
+        source, ranges = here.index(True), self._layout.ranges
+        have: list[Ranges] = [all_of_it if r == source else {} for r in range(group.size)]
+        want: list[Ranges] = [
+            {} if there else {n: where for n, where in ranges[r].items() if n in whole}
+            for r, there in enumerate(here)
+        ]
+        grads = {n: p.grad.array for n, p in whole.items() if p.grad is not None}
+        entries = {n: {"grad": to_device(a, CPU).reshape(-1)} for n, a in grads.items()}
+        lent = redistribute(group, have, want, entries if group.rank == source else {})
+        for number, row in lent.items():
+            part = grads[number].reshape(-1)[ranges[group.rank][number]]
+            part[...] = to_device(row["grad"], device_of(part))
+
+    def _follow_buckets(self) -> None:
+        """Be where the buckets are; after the first backward, that is a collective."""
+        if not self._layout.current:
+            self._lay_out_anew()
+
+    def _declare(self) -> None:
+        """Let the next reduction see to it that all ranks have the same options."""
+        for number, group in enumerate(self.param_groups):
+            options = {k: _plain(v) for k, v in group.items() if k not in _OWN}
+            if group["params"] and (reducer := reducer_of(group["params"][0])) is not None:
+                head = f"{self.optimizer_class.__name__} group {number}"
+                reducer.declare(group["params"][0], f"{head}: {options}")
 
     def _update(self) -> None:
         inner = self._inner
@@ -314,6 +356,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         for reducer in self._layout.reducers.values():
             buckets = {id(bucket) for bucket in reducer.buckets}
             reducer.gathering.start(flat for flat in changed if id(flat) in buckets)
+            reducer.spent = True
         own = {id(flat) for flat in self._own}
         self._gathering.start(flat for flat in changed if id(flat) in own)
         if not self.overlap_with_ddp:
@@ -337,13 +380,22 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         return _Shadow(self)
 
     @property
+    def join_device(self) -> device:
+        """Where the parameters are."""
+        return self._params()[0].device
+
+    @property
     def join_process_group(self) -> ProcessGroup:
         """The ranks."""
         return self.process_group
 
     # ------------------------------------------------------------------ state
     def local_ranges(self) -> Ranges:
-        """Return which elements of which parameter, by its number, this rank updates."""
+        """Return which elements of which parameter, by its number, this rank updates.
+
+        Ranks: a collective after the first backward, as buckets have moved then.
+        """
+        self._follow_buckets()
         return self._layout.ranges[self.process_group.rank]
 
     def local_state(self) -> dict[int, dict[str, HostArray]]:
@@ -378,6 +430,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                 f"consolidate_state_dict(to={to}): is no rank of a group of {group.size}; ranks "
                 f"are 0 to {group.size - 1}"
             )
+        self._follow_buckets()
         params = self._params()
         whole = {n: slice(0, p.array.size) for n, p in enumerate(params) if p.requires_grad}
         want: list[Ranges] = [whole if rank == to else {} for rank in range(group.size)]
@@ -436,8 +489,12 @@ class _Shadow(JoinHook):
 
     def main_hook(self) -> None:
         """Step with the others."""
-        self._optimizer.step()
+        self._optimizer._step(present=False)
         self._optimizer.wait()
+
+
+def _plain(option: Any) -> Any:
+    return option.item() if isinstance(option, Tensor) else option
 
 
 def _has_gradient(p: Tensor) -> bool:
@@ -467,5 +524,10 @@ def _check_class(optimizer_class: Any) -> None:
     if optimizer_class.step is not Optimizer.step:
         raise ArgumentError(
             f"{head}: has a step() of its own, which may look at whole parameters; take a class "
-            "with an update rule (_slots and _rule)"
+            "with an update rule (_update and _slots)"
+        )
+    if not optimizer_class._elementwise:
+        raise ArgumentError(
+            f"{head}: its rule looks at norms, rows or columns of whole parameters, and a rank has "
+            "parts of them; take an optimizer that works element by element, such as AdamW"
         )

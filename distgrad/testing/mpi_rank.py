@@ -6,7 +6,6 @@ body all ranks agree on having finished it; a failed rank whose fellows do not c
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ import pytest
 
 from distgrad.distributed.mpi import start_mpi
 from distgrad.distributed.waiting import nap_s
+from distgrad.testing.stacks import Stacks
 from distgrad.testing.worlds import drop_foreign_skip, world_of
 
 ABORTED = 86  # exit status of a job that a failed rank ended
@@ -39,10 +39,12 @@ class MpiRank:
         folder = config.getoption("mpi_report")
         self._folder = None if folder is None else Path(folder)
         self._agreed = False
-        self._stacks: IO[str] | None = None
+        self._stacks: Stacks | None = None
         self._events: IO[str] | None = None
         if self._folder is not None:
-            self._stacks = (self._folder / f"{self._comm.rank}.stacks").open("w")
+            every_s = min(self._grace / 2, self._limit / STACKS_PER_LIMIT)
+            file = (self._folder / f"{self._comm.rank}.stacks").open("w")
+            self._stacks = Stacks(file, every_s, self._limit)
             self._events = (self._folder / f"{self._comm.rank}.jsonl").open("w")
         self._tell(event="started", pid=os.getpid())
 
@@ -72,7 +74,8 @@ class MpiRank:
         self._tell(event="begin", test=item.nodeid)
         self._watch()
         result = yield
-        faulthandler.cancel_dump_traceback_later()
+        if self._stacks is not None:
+            self._stacks.stop()
         self._tell(event="end", test=item.nodeid)
         return result
 
@@ -80,12 +83,7 @@ class MpiRank:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Report an outcome, and meet the other ranks before anything is torn down.
-
-        Stacks are not written meanwhile: they are read without the interpreter's lock, and a thread
-        that formats a traceback changes its frames too fast for that (seen: 1 crash in 10).
-        """
-        faulthandler.cancel_dump_traceback_later()
+        """Report an outcome, and meet the other ranks before anything is torn down."""
         report = yield
         if report.when == "call" or report.outcome != "passed":
             self._tell(
@@ -107,8 +105,7 @@ class MpiRank:
     def _watch(self) -> None:
         """Write down now and then where this rank is."""
         if self._stacks is not None:
-            every_s = min(self._grace / 2, self._limit / STACKS_PER_LIMIT)
-            faulthandler.dump_traceback_later(every_s, repeat=True, file=self._stacks)
+            self._stacks.start()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """End the job if this rank stops early, on an error at collection for one."""

@@ -562,6 +562,41 @@ def test_another_function_is_named_on_every_rank(group: ProcessGroup) -> None:
         (lambda: dist.new_group([0], backend="ucc"), ArgumentError, "sub-groups have"),
         (lambda: dist.split_group(split_ranks=None), ArgumentTypeError, "must be lists"),
         (lambda: dist.barrier(device_ids=[0]), ArgumentError, "leave device_ids out"),
+        (lambda: dist.all_reduce(dg.ones(3), ReduceOp.PREMUL_SUM), ArgumentError, "multiply by"),
+        (lambda: dist.all_reduce_coalesced([]), ArgumentError, "one tensor or more"),
+        (
+            lambda: dist.all_reduce_coalesced([dg.ones(1), dg.ones(1, dtype=dg.int64)]),
+            DtypeError,
+            "several dtypes",
+        ),
+        (lambda: dist.all_gather_coalesced([], [dg.ones(2)]), ArgumentError, "0 lists"),
+        (
+            lambda: dist.all_gather(
+                [dg.zeros(2 + r) for r in range(dist.get_world_size())], dg.ones(3)
+            ),
+            ShapeError,
+            "must have the shape of the other tensor",
+        ),
+        (lambda: dist.reduce_scatter_tensor(dg.ones(2), dg.ones(97)), ArgumentError, "must be"),
+        (lambda: dist.gather(dg.ones(3), [dg.ones(3)] * 99, 0), ArgumentError, ""),
+        (lambda: dist.scatter(dg.ones(3), [dg.ones(3)] * 99, 0), ArgumentError, ""),
+        (lambda: dist.reduce(dg.ones(3), -1), ArgumentError, "dst=-1"),
+        (lambda: dist.broadcast_object_list((), 0), ArgumentTypeError, "must be a list"),
+        (lambda: dist.broadcast_object_list([1], 99), ArgumentError, "src=99"),
+        (lambda: dist.gather_object(1, [], 99), ArgumentError, "dst=99"),
+        (
+            lambda: dist.scatter_object_list([], [1], group_src=0),
+            ArgumentError,
+            "needs a place for the object",
+        ),
+        (lambda: dist.new_group([0], timeout="long"), ArgumentTypeError, "datetime.timedelta"),
+        (lambda: dist.new_group([0], pg_options=1), ArgumentError, "leave it out"),
+        (
+            lambda: dist.new_subgroups_by_enumeration([[0], [0]]),
+            ArgumentError,
+            "rank 0 appears twice",
+        ),
+        (lambda: dist.new_subgroups(97), ArgumentError, "are no whole number of"),
     ],
 )
 def test_a_wrong_argument_is_heard_of_everywhere(
@@ -579,6 +614,77 @@ def test_a_wrong_argument_is_heard_of_everywhere(
         assert text in said[last]
         assert len(set(said[:last])) == 1
         assert f"rank {last} differs from rank 0" in said[0]
+
+
+MIXED: list[Callable[[dg.Tensor, Any], object]] = [
+    lambda t, g: dist.all_reduce(t, group=g),
+    lambda t, g: dist.all_reduce(t, ReduceOp.MAX, group=g),
+    lambda t, g: dist.all_reduce(t, group=g, async_op=True).wait(),
+    lambda t, g: dist.broadcast(t, group_src=0, group=g),
+    lambda t, g: dist.broadcast(t, group_src=1, group=g),
+    lambda t, g: dist.reduce(t, group_dst=1, group=g),
+    lambda t, g: dist.all_gather([t.clone() for _ in range(g.size)], t, group=g),
+    lambda t, g: dist.all_gather_into_tensor(dg.zeros(g.size, *t.shape), t, group=g),
+    lambda t, g: dist.reduce_scatter_tensor(t, dg.zeros(g.size, *t.shape), group=g),
+    lambda t, g: dist.all_reduce_coalesced([t, t.clone()], group=g),
+    lambda t, g: dist.all_to_all_single(t.reshape(-1)[: g.size], dg.zeros(g.size), group=g),
+    lambda t, g: dist.all_gather_object([None] * g.size, 1, group=g),
+    lambda t, g: dist.broadcast_object_list([1], group_src=0, group=g),
+    lambda t, g: dist.barrier(group=g),
+    lambda t, g: g.all_reduce(t.array),
+]
+
+
+def test_any_two_calls_in_a_sub_group_that_differ_are_named_on_both(group: ProcessGroup) -> None:
+    """Also when both made them before; and nothing else is disturbed."""
+    if group.size == 1:
+        return
+    mine = dist.new_group([0, group.size - 1])
+    if isinstance(mine, ProcessGroup):
+        for shift in range(1, len(MIXED)):
+            for number, call in enumerate(MIXED):
+                other = MIXED[(number + shift) % len(MIXED)]
+                asynchronous = {number, (number + shift) % len(MIXED)} == {0, 2}
+                t = dg.ones(4)
+                if asynchronous:  # the same call
+                    call(t, mine) if mine.rank == 0 else other(t, mine)
+                    continue
+                with pytest.raises(DistributedError, match="rank 1 differs from rank 0"):
+                    call(t, mine) if mine.rank == 0 else other(t, mine)
+            after = dg.ones(4)
+            dist.all_reduce(after, group=mine)
+            assert (after == 2).all()
+    group.barrier()
+
+
+def test_a_rank_that_does_not_come_is_waited_for_in_vain(group: ProcessGroup) -> None:
+    if group.size == 1:
+        return
+    mine = dist.new_group([0, group.size - 1], timeout=0.3)
+    if group.rank == 0:
+        for call in (MIXED[0], MIXED[2], MIXED[3], MIXED[11], MIXED[13]):
+            with pytest.raises(DistributedError, match=r"waited 0\.3 s"):
+                call(dg.ones(4), mine)
+    group.barrier()
+
+
+def test_coalesced_collectives_return_futures(group: ProcessGroup) -> None:
+    n = group.size
+    parts = [dg.ones(2) * group.rank, dg.ones(3, 1) * 2]
+    future = dist.all_reduce_coalesced(parts, async_op=True)
+    assert isinstance(future, dg.futures.Future)
+    assert future.wait() == parts or all(a is b for a, b in zip(future.wait(), parts, strict=True))
+    assert parts[0].tolist() == [n * (n - 1) / 2] * 2
+    assert parts[1].tolist() == [[2.0 * n]] * 3
+    rows = [[dg.zeros(2), dg.zeros(1)] for _ in range(n)]
+    sent = [dg.ones(2) * group.rank, dg.ones(1) * -group.rank]
+    assert dist.all_gather_coalesced(rows, sent) is None
+    for rank, (a, b) in enumerate(rows):
+        assert (a.tolist(), b.tolist()) == ([rank, rank], [-rank])
+    wrong = dist.all_reduce_coalesced([], async_op=True)
+    assert wrong is not None
+    with pytest.raises(ArgumentError, match="one tensor or more"):
+        wrong.wait()
 
 
 def test_an_async_call_raises_when_it_is_waited_for(group: ProcessGroup) -> None:

@@ -5,11 +5,21 @@ import pytest
 
 import distgrad as dg
 from distgrad.distributed.algorithms.ddp_comm_hooks import default_hooks
+from distgrad.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
+    PostLocalSGDState,
+    post_localSGD_hook,
+)
 from distgrad.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
     PowerSGDState,
     powerSGD_hook,
 )
+from distgrad.distributed.algorithms.ddp_comm_hooks.quantization_hooks import (
+    quantization_perchannel_hook,
+)
 from distgrad.distributed.algorithms.ddp_comm_hooks.topk_hook import TopKState, topk_hook
+from distgrad.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from distgrad.distributed.optim import PostLocalSGDOptimizer
+from distgrad.errors import DistributedError
 from distgrad.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.mpi
@@ -19,6 +29,7 @@ HOOKS = {
     "bf16": lambda: (None, default_hooks.bf16_compress_hook),
     "power": lambda: (PowerSGDState(None, 2, start_powerSGD_iter=2), powerSGD_hook),
     "topk": lambda: (TopKState(ratio=0.2), topk_hook),
+    "8 bits": lambda: (None, quantization_perchannel_hook),
 }
 
 
@@ -64,3 +75,26 @@ def test_allreduce_hook_is_the_plain_path(group):
     for plain, hooked in ((got[0], got[2]), (got[1], got[3])):
         for a, b in zip(plain, hooked, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
+def test_ranks_that_go_on_alone_meet_again(group):
+    net = dg.nn.Linear(4, 2, bias=False).double()
+    net.weight.data.zero_()
+    ddp = DistributedDataParallel(net, process_group=group, check_every=1)
+    state = PostLocalSGDState(None, None, 2, post_local_gradient_allreduce=False)
+    ddp.register_comm_hook(state, post_localSGD_hook)
+    averager = PeriodicModelAverager(2, 3, group)
+    optimizer = PostLocalSGDOptimizer(dg.optim.SGD(net.parameters(), lr=0.5), averager)
+    x = dg.full((1, 4), float(group.rank), dtype=dg.float64)
+    for step in range(5):
+        optimizer.zero_grad()
+        if group.size > 1 and step == 3:  # after one step alone the ranks differ
+            with pytest.raises(DistributedError, match=r"parameter weight .* is not the same"):
+                ddp(x).sum().backward()
+            break
+        ddp(x).sum().backward()
+        optimizer.step()
+    averager.average_parameters(optimizer.param_groups)
+    rows = group.all_gather(net.weight.numpy(force=True))
+    for row in rows:
+        np.testing.assert_array_equal(row, rows[0])

@@ -1,10 +1,14 @@
 """Join: ranks with fewer batches shadow the collectives of those that still train.
 
 Note [The protocol]
-    At the start of each iteration every rank that still trains adds 1 in an all-reduce
-    (`Join.notify_join_context`). A rank that has left the block adds 0 there, and as long as the
-    sum is not 0 its joinables' ``main_hook`` make the collectives of one iteration. When the sum
-    is 0 every rank has left the block, and ``post_hook`` runs everywhere.
+    Before its collectives each joinable says so in an all-reduce (`Join.notify_join_context`): 1
+    for this rank, and the joinable's place in the block. A rank that has left the block brings
+    zeros, and as long as the count is not 0 the ``main_hook`` of the joinable that was named makes
+    the same collectives. When it is 0 every rank has left, and ``post_hook`` runs everywhere.
+
+    As each joinable speaks for itself, an iteration may have one forward and no step, or three
+    forwards and one step. Ranks that name different joinables are told apart by the square of the
+    place, as the sum of squares is the square of the sum only for equal numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distgrad.backend.device import device
 from distgrad.distributed.group import ProcessGroup
 from distgrad.errors import ArgumentError, DistributedError
 
@@ -35,17 +40,21 @@ class JoinHook:
 
 
 class JoinConfig(NamedTuple):
-    """How a joinable takes part in the block that it is in."""
+    """How a joinable takes part in the block that it is in.
+
+    ``place`` is its number in the block, and ``together`` says what all of the block are.
+    """
 
     enable: bool = False
     throw_on_early_termination: bool = False
-    is_first_joinable: bool = False
+    place: int = 0
+    together: tuple[str, ...] = ()
 
 
 class Joinable(ABC):
     """Something with collectives in each iteration, such as a model or an optimizer.
 
-    It calls ``Join.notify_join_context(self)`` before the first of them.
+    It calls ``Join.notify_join_context(self)`` before those that its ``main_hook`` shadows.
     """
 
     _join_config = JoinConfig()
@@ -57,6 +66,11 @@ class Joinable(ABC):
         Args:
             options: what Join was given beyond its own arguments.
         """
+
+    @property
+    @abstractmethod
+    def join_device(self) -> device:
+        """Where the tensors of the collectives are; what Join says itself stays on the host."""
 
     @property
     @abstractmethod
@@ -95,11 +109,12 @@ class Join:
                 "Join(): Using join context manager with multiple process groups: all joinables "
                 "must have the same ranks"
             )
+        self._names = tuple(type(joinable).__name__ for joinable in joinables)
         self._hooks = [joinable.join_hook(**options) for joinable in joinables] if enable else []
 
     def __enter__(self) -> Join:
         for place, joinable in enumerate(self._joinables):
-            joinable._join_config = JoinConfig(self._enable, self._throw, place == 0)
+            joinable._join_config = JoinConfig(self._enable, self._throw, place, self._names)
         return self
 
     def __exit__(
@@ -113,37 +128,58 @@ class Join:
         if not self._enable or error is not None:
             return
         is_last_joiner = True
-        while _present(self._group, 0):
+        while (said := _said(self._group, None, self._names)).present:
             if self._throw:
                 raise _early(self._group)
             is_last_joiner = False
-            for hook in self._hooks:
-                hook.main_hook()
+            self._hooks[said.place].main_hook()
         for hook in self._hooks:
             hook.post_hook(is_last_joiner)
 
     @staticmethod
     def notify_join_context(joinable: Joinable) -> None:
-        """Tell the ranks that have left the block that this one begins an iteration.
+        """Tell the ranks that have left the block what this joinable is about to do.
 
-        Only the first joinable of a block does; elsewhere nothing happens.
+        Outside of a block nothing happens.
 
         Raises:
-            DistributedError: a rank has left, and the block is to end then; on all ranks.
+            DistributedError: on all ranks, if one has left and the block is to end then, or if
+                they are at different joinables.
         """
         config = joinable._join_config
-        if not config.enable or not config.is_first_joinable:
+        if not config.enable:
             return
         group = joinable.join_process_group
-        if _present(group, 1) < group.size and config.throw_on_early_termination:
+        said = _said(group, config.place, config.together)
+        if said.present < group.size and config.throw_on_early_termination:
             raise _early(group)
 
 
-def _present(group: ProcessGroup, here: int) -> int:
-    """Return how many ranks begin an iteration."""
-    count = np.array([here], np.int64)
-    group.channel("control").all_reduce(count)
-    return int(count[0])
+class _Said(NamedTuple):
+    """How many ranks are still in the block, and at which joinable."""
+
+    present: int
+    place: int
+
+
+def _said(group: ProcessGroup, place: int | None, names: Sequence[str]) -> _Said:
+    """Return what the ranks say together; ``place`` None is for one that has left."""
+    control = group.channel("control")
+    here = [0, 0, 0] if place is None else [1, place, place**2]
+    sums = np.array(here, np.int64)
+    control.all_reduce(sums)
+    present, total, squares = map(int, sums)
+    if squares * present != total**2:
+        where = control.all_gather_object(-1 if place is None else place)
+        each = ", ".join(
+            f"rank {rank}: {f'{names[at]} [{at}]' if at >= 0 else 'none, it has left the block'}"
+            for rank, at in enumerate(where)
+        )
+        raise DistributedError(
+            f"Join(): ranks are at different joinables: {each}; let all ranks that have batches "
+            "call forward, backward and step of the same objects in the same order"
+        )
+    return _Said(present, total // max(present, 1))
 
 
 def _early(group: ProcessGroup) -> DistributedError:
