@@ -23,6 +23,14 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("Adagrad", {}),
     ("Adadelta", {}),
     ("RMSprop", {"momentum": 0.9, "centered": True}),
+    ("Rprop", {}),
+    ("ASGD", {"t0": 2, "weight_decay": 0.1}),
+    ("Adam", {"weight_decay": 0.1, "maximize": True}),
+]
+WHOLE: list[tuple[str, dict[str, Any]]] = [
+    ("LAMB", {}),
+    ("LARS", {"weight_decay": 0.1}),
+    ("Adafactor", {"weight_decay": 0.1}),
 ]
 
 
@@ -68,6 +76,20 @@ def test_one_flat_run_has_the_bits_of_single_parameters(
     _train(other, flat, range(6))
     assert len(one._plans[0].runs) == len(SHAPES)
     assert len(other._plans[0].runs) == 1
+    for a, b in zip(single, flat, strict=True):
+        np.testing.assert_array_equal(a.array, b.array, strict=True)
+    assert _state(one) == _state(other)
+
+
+@pytest.mark.parametrize(("name", "options"), WHOLE)
+def test_rules_for_whole_parameters_have_the_same_bits_in_flat_memory(
+    name: str, options: dict[str, Any]
+) -> None:
+    single, flat = _params(), _params()
+    flatten_parameters(flat)
+    one, other = (getattr(optim, name)(p, **options) for p in (single, flat))
+    _train(one, single, range(6))
+    _train(other, flat, range(6))
     for a, b in zip(single, flat, strict=True):
         np.testing.assert_array_equal(a.array, b.array, strict=True)
     assert _state(one) == _state(other)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 
 from distgrad import optim
+from distgrad.autograd import grad
 from distgrad.errors import ArgumentError, ArgumentTypeError
 from distgrad.tensor import Tensor, wrap
 
@@ -73,6 +75,41 @@ def test_zero_grad_drops_or_fills() -> None:
     assert a.grad is None
 
 
+def test_zero_grad_cuts_a_gradient_from_its_graph_and_keeps_the_tensor() -> None:
+    a = wrap(np.ones(2, "float32")).requires_grad_()
+    (gradient,) = grad((a**3).sum(), a, create_graph=True)
+    a.grad = gradient
+    optim.SGD([a]).zero_grad(set_to_none=False)
+    assert a.grad is gradient and not gradient.requires_grad
+    assert gradient.tolist() == [0.0, 0.0]
+
+
+def test_names_are_those_of_the_loaded_state_or_stay() -> None:
+    first = optim.SGD([("a", _param(1)), ("b", _param(1))])
+    second = optim.SGD([("x", _param(1)), ("y", _param(1))])
+    second.load_state_dict(optim.SGD([_param(1), _param(1)]).state_dict())
+    assert second.param_groups[0]["param_names"] == ["x", "y"]
+    second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["param_names"] == ["a", "b"]
+
+
+def test_names_are_given_to_all_or_to_none() -> None:
+    with pytest.raises(ArgumentError, match="Some param names are missing"):
+        optim.SGD([("a", _param(1)), _param(1)])
+    optimizer = optim.SGD([_param(1)])
+    with pytest.raises(ArgumentError, match="cannot add param group with names"):
+        optimizer.add_param_group({"params": [("a", _param(1))]})
+
+
+def test_a_state_tensor_that_is_replaced_is_used() -> None:
+    a = _param(2)
+    optimizer = optim.SGD([a], lr=1.0, momentum=1.0)
+    optimizer.step()
+    optimizer.state[a]["momentum_buffer"] = wrap(np.array([10.0, 20.0], "float32"))
+    optimizer.step()
+    assert a.tolist() == [0.0 - 11.0, 0.0 - 21.0]
+
+
 def test_hooks_run_around_the_step_also_of_ones_own_optimizer() -> None:
     calls: list[Any] = []
 
@@ -100,6 +137,48 @@ def test_state_dict_hooks_may_change_the_state() -> None:
     state = optimizer.state_dict()
     assert state["extra"] == 1
     optimizer.load_state_dict(state)
+
+
+def test_a_hook_may_change_the_arguments_and_nothing_else() -> None:
+    optimizer = optim.SGD([_param(1)])
+    handle = optimizer.register_step_pre_hook(lambda o, args, kwargs: ((lambda: 7.0,), {}))
+    assert optimizer.step() == 7.0
+    handle.remove()
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: 3)
+    with pytest.raises(RuntimeError, match="None or a tuple of"):
+        optimizer.step()
+
+
+def test_options_that_a_checkpoint_lacks_have_their_defaults() -> None:
+    optimizer = optim.NAdam([_param(1)], maximize=True)
+    state = optimizer.state_dict()
+    for name in ("maximize", "foreach", "decoupled_weight_decay"):
+        del state["param_groups"][0][name]
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.param_groups[0]["maximize"] is True
+
+
+def test_adamw_goes_on_from_a_state_of_adam_as_adamw() -> None:
+    optimizer = optim.AdamW([_param(1)])
+    optimizer.load_state_dict(optim.Adam([_param(1)], weight_decay=0.5).state_dict())
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_other_parameters_are_stepped_inside_a_block() -> None:
+    a, b = _param(2), _param(2)
+    optimizer = optim.SGD([a], lr=1.0, momentum=1.0)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    with optim.swap_in_optimizer_params_and_state(optimizer, {"b": b}, state):
+        optimizer.step()
+    assert (a.tolist(), b.tolist()) == ([0.0, 0.0], [-1.0, -1.0])
+    assert state["state"][0]["momentum_buffer"].tolist() == [2.0, 2.0]
+    assert optimizer.state[a]["momentum_buffer"].tolist() == [1.0, 1.0]
+    two = optim.swap_in_optimizer_params_and_state(optimizer, {"a": a, "b": b}, state)
+    with pytest.raises(ArgumentError, match="2 parameters for a state of 1"), two:
+        pass
 
 
 def test_loaded_state_is_a_copy_in_the_dtype_of_its_parameter() -> None:
@@ -157,8 +236,36 @@ NEGATIVE: list[tuple[str, dict[str, Any], str]] = [
     ("Adagrad", {"lr_decay": -1}, "Invalid lr_decay value: -1"),
     ("Adadelta", {"rho": 2}, "Invalid rho value: 2"),
     ("NAdam", {"momentum_decay": -1}, "Invalid momentum_decay value: -1"),
+    ("Rprop", {"etas": (0.5, 0.9)}, r"Invalid eta values: 0\.5, 0\.9"),
+    ("ASGD", {"weight_decay": -1}, "Invalid weight_decay value: -1"),
+    ("LBFGS", {"lr": -1}, "Invalid learning rate: -1"),
+    ("Adam", {"lr": wrap(np.ones(2))}, "Tensor lr must be 1-element"),
+    ("Adam", {"lr": wrap(np.ones(1)), "foreach": True}, "lr as a Tensor is not supported"),
+    ("AdamW", {"betas": (wrap(np.ones(()) / 2), 0.9)}, "either both floats or both Tensors"),
+    ("SGD", {"fused": True, "foreach": True}, "`fused` and `foreach` cannot be `True` together"),
+    ("SGD", {"fused": True, "differentiable": True}, "`fused` does not support `differentiable`"),
     ("RAdam", {"differentiable": True}, "steps are not recorded"),
 ]
+
+
+def test_options_that_exclude_each_other_raise_what_torch_raises() -> None:
+    with pytest.raises(RuntimeError, match="cannot be `True` together"):
+        optim.Adam([_param(1)], fused=True, foreach=True)
+
+
+def test_lbfgs_takes_one_group_and_one_kind_of_search() -> None:
+    with pytest.raises(ArgumentError, match="doesn't support per-parameter options"):
+        optim.LBFGS([{"params": [_param(1)]}, {"params": [_param(1)]}])
+    with pytest.raises(RuntimeError, match="only 'strong_wolfe' is supported"):
+        optim.LBFGS([_param(1)], line_search_fn="armijo").step(lambda: 0.0)
+
+
+def test_an_option_may_be_required_of_every_group() -> None:
+    from distgrad.optim.optimizer import required
+
+    with pytest.raises(ArgumentError, match="didn't specify a value of required optimization par"):
+        optim.Optimizer([_param(1)], {"lr": required})
+    assert optim.Optimizer([{"params": [_param(1)], "lr": 2}], {"lr": required}).defaults
 
 
 @pytest.mark.parametrize(("name", "options", "message"), NEGATIVE)

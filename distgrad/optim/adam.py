@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from distgrad.errors import ArgumentError
 from distgrad.optim import rules
-from distgrad.optim.checks import at_least_0, check_betas, check_lr, refuse_differentiable
+from distgrad.optim.checks import checked
 from distgrad.optim.optimizer import Group, Optimizer, Params
-from distgrad.optim.runs import Rule
 from distgrad.tensor import Tensor
+from distgrad.typing import Array
 
-Betas = tuple[float, float]
-
-
-def _check(
-    name: str,
-    lr: float | Tensor,
-    betas: Betas,
-    eps: float,
-    weight_decay: float,
-    differentiable: bool,
-) -> None:
-    check_lr(lr)
-    at_least_0("epsilon value", eps)
-    check_betas(betas)
-    at_least_0("weight_decay value", weight_decay)
-    refuse_differentiable(name, differentiable)
+Betas = tuple[float | Tensor, float | Tensor]
 
 
 class Adam(Optimizer):
@@ -42,13 +29,13 @@ class Adam(Optimizer):
         eps: added to the root.
         weight_decay: factor of the penalty on squared weights.
         amsgrad: divide by the largest average so far.
-        foreach: accepted; all parameters are updated as flat as their memory allows.
+        foreach, capturable, fused: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
-        capturable: accepted.
         differentiable: must be False.
-        fused: accepted.
         decoupled_weight_decay: decay the weights themselves, as ``AdamW``.
     """
+
+    _update = staticmethod(rules.adam)
 
     def __init__(
         self,
@@ -67,42 +54,41 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        _check(type(self).__name__, lr, betas, eps, weight_decay, differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "amsgrad": amsgrad,
-                "maximize": maximize,
-                "foreach": foreach,
-                "capturable": capturable,
-                "differentiable": differentiable,
-                "fused": fused,
-                "decoupled_weight_decay": decoupled_weight_decay,
-            },
-        )
+        _check_tensors(lr, betas, foreach and not capturable)
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, checked(type(self).__name__, options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         slots = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
         return slots | {"max_exp_avg_sq": 0.0} if group["amsgrad"] else slots
 
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.adamw if group.get("decoupled_weight_decay") else rules.adam,
-            step=step,
-            lr=float(group["lr"]),
-            betas=_floats(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+    def _decay(self, group: Group) -> Callable[..., Array]:
+        return _either_decay(group)
 
 
-def _floats(betas: Any) -> Betas:
-    first, second = betas
-    return float(first), float(second)
+def _check_tensors(lr: float | Tensor, betas: Betas, foreach: bool | None) -> None:
+    """Raise where PyTorch takes no tensors as options."""
+    if isinstance(lr, Tensor) and foreach:
+        raise ArgumentError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ArgumentError("betas must be either both floats or both Tensors")
+
+
+def _either_decay(group: Group) -> Callable[..., Array]:
+    """Return the weight decay of the optimizers that know both kinds."""
+    return rules.shrunk if group.get("decoupled_weight_decay") else rules.penalised
 
 
 class AdamW(Adam):
@@ -142,10 +128,10 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
         )
 
-
-def _decay(group: Group) -> rules.WeightDecay:
-    """Return the rule of weight decay of the optimizers that know both kinds."""
-    return rules.shrunk if group["decoupled_weight_decay"] else rules.penalised
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__setstate__(saved)
+        for group in self.param_groups:  # also those that Adam saved
+            group["decoupled_weight_decay"] = True
 
 
 class NAdam(Optimizer):
@@ -159,13 +145,12 @@ class NAdam(Optimizer):
         weight_decay: factor of the penalty on squared weights.
         momentum_decay: how fast the momentum approaches its limit.
         decoupled_weight_decay: decay the weights themselves.
-        foreach: accepted.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
-        capturable: accepted.
         differentiable: must be False.
     """
 
-    _scalars = {"step": 0.0, "mu_product": 1.0}  # noqa: RUF012  (never changed)
+    _update = staticmethod(rules.nadam)
 
     def __init__(
         self,
@@ -183,43 +168,36 @@ class NAdam(Optimizer):
         differentiable: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        _check("NAdam", lr, betas, eps, weight_decay, differentiable)
-        at_least_0("momentum_decay value", momentum_decay)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "momentum_decay": momentum_decay,
-                "decoupled_weight_decay": decoupled_weight_decay,
-                "maximize": maximize,
-                "foreach": foreach,
-                "capturable": capturable,
-                "differentiable": differentiable,
-            },
-        )
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum_decay": momentum_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, checked("NAdam", options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        beta1, decay = float(group["betas"][0]), group["momentum_decay"]
+    def _numbers(self, group: Group) -> dict[str, float]:
+        return {"step": 0.0, "mu_product": 1.0}
+
+    def _decay(self, group: Group) -> Callable[..., Array]:
+        return _either_decay(group)
+
+    def _rule(self, options: Group, step: int, numbers: dict[str, Array]) -> Callable[..., None]:
+        beta1, decay = options["betas"][0], options["momentum_decay"]
         mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
-        scalars["mu_product"] *= mu
-        return partial(
-            rules.nadam,
-            step=step,
-            lr=float(group["lr"]),
-            betas=_floats(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decay=_decay(group),
-            mu=mu,
-            mu_next=mu_next,
-            mu_product=float(scalars["mu_product"][0]),
-        )
+        numbers["mu_product"] *= mu
+        product = float(numbers["mu_product"][0])
+        rule = super()._rule(options, step, numbers)
+        return partial(rule, mu=mu, mu_next=mu_next, mu_product=product)
 
 
 class RAdam(Optimizer):
@@ -232,11 +210,12 @@ class RAdam(Optimizer):
         eps: added to the root.
         weight_decay: factor of the penalty on squared weights.
         decoupled_weight_decay: decay the weights themselves.
-        foreach: accepted.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
-        capturable: accepted.
         differentiable: must be False.
     """
+
+    _update = staticmethod(rules.radam)
 
     def __init__(
         self,
@@ -253,35 +232,24 @@ class RAdam(Optimizer):
         differentiable: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        _check("RAdam", lr, betas, eps, weight_decay, differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "maximize": maximize,
-                "foreach": foreach,
-                "capturable": capturable,
-                "decoupled_weight_decay": decoupled_weight_decay,
-                "differentiable": differentiable,
-            },
-        )
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, checked("RAdam", options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.radam,
-            step=step,
-            lr=float(group["lr"]),
-            betas=_floats(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decay=_decay(group),
-        )
+    def _decay(self, group: Group) -> Callable[..., Array]:
+        return _either_decay(group)
 
 
 class Adamax(Optimizer):
@@ -295,11 +263,12 @@ class Adamax(Optimizer):
         betas: decay of the average of the gradient and of the largest gradient.
         eps: added to the gradient's size.
         weight_decay: factor of the penalty on squared weights.
-        foreach: accepted.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
         differentiable: must be False.
-        capturable: accepted.
     """
+
+    _update = staticmethod(rules.adamax)
 
     def __init__(
         self,
@@ -315,30 +284,17 @@ class Adamax(Optimizer):
         capturable: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        _check("Adamax", lr, betas, eps, weight_decay, differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "foreach": foreach,
-                "maximize": maximize,
-                "differentiable": differentiable,
-                "capturable": capturable,
-            },
-        )
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+        super().__init__(params, checked("Adamax", options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_inf": 0.0}
-
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.adamax,
-            step=step,
-            lr=float(group["lr"]),
-            betas=_floats(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )

@@ -1,15 +1,11 @@
-"""Optimizers with a learning rate of its own for each element: Adagrad, Adadelta, RMSprop."""
+"""A learning rate of its own for each element: Adagrad, Adadelta, RMSprop, Rprop."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
-from distgrad.errors import ArgumentError
 from distgrad.optim import rules
-from distgrad.optim.checks import at_least_0, check_lr, refuse_differentiable
+from distgrad.optim.checks import at_least_0, checked
 from distgrad.optim.optimizer import Group, Optimizer, Params
-from distgrad.optim.runs import Rule
+from distgrad.optim.runs import fill
 from distgrad.tensor import Tensor
 
 
@@ -25,11 +21,12 @@ class Adagrad(Optimizer):
         weight_decay: factor of the penalty on squared weights.
         initial_accumulator_value: first value of the sum.
         eps: added to the root.
-        foreach: accepted.
+        foreach, fused: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
         differentiable: must be False.
-        fused: accepted.
     """
+
+    _update = staticmethod(rules.adagrad)
 
     def __init__(
         self,
@@ -46,39 +43,23 @@ class Adagrad(Optimizer):
         fused: bool | None = None,
     ) -> None:
         """Take the parameters and their options."""
-        check_lr(lr)
-        at_least_0("lr_decay value", lr_decay)
-        at_least_0("weight_decay value", weight_decay)
-        at_least_0("initial_accumulator_value value", initial_accumulator_value)
-        at_least_0("epsilon value", eps)
-        refuse_differentiable("Adagrad", differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "lr_decay": lr_decay,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "initial_accumulator_value": initial_accumulator_value,
-                "foreach": foreach,
-                "maximize": maximize,
-                "differentiable": differentiable,
-                "fused": fused,
-            },
-        )
+        options = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, checked("Adagrad", options))
+        for group in self.param_groups:  # PyTorch has it from the beginning too
+            fill(group["params"], self.state, self._slots(group), self._numbers(group))
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"sum": group["initial_accumulator_value"]}
-
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.adagrad,
-            step=step,
-            lr=float(group["lr"]),
-            lr_decay=group["lr_decay"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
 
 
 class Adadelta(Optimizer):
@@ -92,11 +73,12 @@ class Adadelta(Optimizer):
         rho: decay of the averages.
         eps: added under the roots.
         weight_decay: factor of the penalty on squared weights.
-        foreach: accepted.
-        capturable: accepted.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
         differentiable: must be False.
     """
+
+    _update = staticmethod(rules.adadelta)
 
     def __init__(
         self,
@@ -112,38 +94,20 @@ class Adadelta(Optimizer):
         differentiable: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        check_lr(lr)
-        if not 0.0 <= rho <= 1.0:
-            raise ArgumentError(f"Invalid rho value: {rho}")
-        at_least_0("epsilon value", eps)
-        at_least_0("weight_decay value", weight_decay)
-        refuse_differentiable("Adadelta", differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "rho": rho,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "maximize": maximize,
-                "capturable": capturable,
-                "foreach": foreach,
-                "differentiable": differentiable,
-            },
-        )
+        options = {
+            "lr": lr,
+            "rho": rho,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "capturable": capturable,
+            "foreach": foreach,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, checked("Adadelta", options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"square_avg": 0.0, "acc_delta": 0.0}
-
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.adadelta,
-            step=step,
-            lr=float(group["lr"]),
-            rho=group["rho"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
 
 
 class RMSprop(Optimizer):
@@ -159,11 +123,12 @@ class RMSprop(Optimizer):
         weight_decay: factor of the penalty on squared weights.
         momentum: what is kept of earlier steps.
         centered: divide by the estimated standard deviation instead.
-        capturable: accepted.
-        foreach: accepted.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
         maximize: go up instead of down.
         differentiable: must be False.
     """
+
+    _update = staticmethod(rules.rmsprop)
 
     def __init__(
         self,
@@ -180,27 +145,20 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
     ) -> None:
         """Take the parameters and their options."""
-        check_lr(lr)
-        at_least_0("epsilon value", eps)
-        at_least_0("momentum value", momentum)
-        at_least_0("weight_decay value", weight_decay)
-        at_least_0("alpha value", alpha)
-        refuse_differentiable("RMSprop", differentiable)
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "alpha": alpha,
-                "eps": eps,
-                "centered": centered,
-                "weight_decay": weight_decay,
-                "capturable": capturable,
-                "foreach": foreach,
-                "maximize": maximize,
-                "differentiable": differentiable,
-            },
-        )
+        options = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        at_least_0("Invalid alpha value: {}", alpha)
+        super().__init__(params, checked("RMSprop", options))
 
     def _slots(self, group: Group) -> dict[str, float]:
         slots = {"square_avg": 0.0}
@@ -210,14 +168,49 @@ class RMSprop(Optimizer):
             slots["grad_avg"] = 0.0
         return slots
 
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        return partial(
-            rules.rmsprop,
-            step=step,
-            lr=float(group["lr"]),
-            alpha=group["alpha"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            centered=group["centered"],
-        )
+
+class Rprop(Optimizer):
+    """Steps that look at the sign of the gradient only (Riedmiller & Braun 1993).
+
+    size ← size · η₊ where g kept its sign, · η₋ where it changed;  p ← p - size · sign(g)
+
+    Where the sign changed, the element stays for one step. For gradients of whole data sets.
+
+    Args:
+        params: tensors, pairs of name and tensor, or dicts of groups.
+        lr: first size of the steps.
+        etas: factors of the size, below and above 1.
+        step_sizes: the least and the largest size.
+        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
+        maximize: go up instead of down.
+        differentiable: must be False.
+    """
+
+    _update = staticmethod(rules.rprop)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        """Take the parameters and their options."""
+        options = {
+            "lr": lr,
+            "etas": etas,
+            "step_sizes": step_sizes,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+        super().__init__(params, checked("Rprop", options))
+
+    def _slots(self, group: Group) -> dict[str, float]:
+        return {"prev": 0.0, "step_size": float(group["lr"])}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy
 
 from distgrad.autograd.graph import Removable
 from distgrad.autograd.mode import enable_grad, no_grad
 from distgrad.backend.device import device_of, to_device
-from distgrad.errors import ArgumentError, ArgumentTypeError
-from distgrad.optim.runs import Plan, Rule, flatten_parameters
+from distgrad.distributed.spread import spread_of
+from distgrad.errors import ArgumentError, ArgumentTypeError, ConflictError
+from distgrad.optim import rules
+from distgrad.optim.runs import Decay, Plan, flatten_parameters, scalar
 from distgrad.tensor import Tensor, wrap
+from distgrad.typing import Array
 
 Group = dict[str, Any]
 Params = Iterable[Any]
@@ -42,9 +47,16 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def wrapped(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if "_optimizer_step_pre_hooks" not in self.__dict__:  # stands for one, as proxies do
+            return step(self, *args, **kwargs)
         for hook in (*_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
             new = hook(self, args, kwargs)
             if new is not None:
+                if not (isinstance(new, tuple) and len(new) == 2):
+                    raise ConflictError(
+                        f"{type(self).__name__}.step must return None or a tuple of (new_args, "
+                        f"new_kwargs), but got {new}."
+                    )
                 args, kwargs = new
         out = step(self, *args, **kwargs)
         self._opt_called = True
@@ -55,19 +67,31 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+class _Required:
+    """The default of an option that every group must give."""
+
+    def __repr__(self) -> str:
+        return "<required parameter>"
+
+
+required = _Required()
+
+
 class Optimizer:
     """Base of all optimizers.
 
-    An optimizer with an update rule gives ``_slots`` (names and first values of the state arrays),
-    ``_scalars`` (numbers kept for each parameter) and ``_rule``; one of another kind overrides
-    ``step``.
+    An optimizer with an update rule names it, ``_update``, and gives ``_slots`` (names and first
+    values of the state arrays) and ``_numbers`` (what is kept once for each parameter). The rule
+    asks for the options of a group by their names. One of another kind overrides ``step``.
 
     Args:
         params: tensors, pairs of name and tensor, or dicts with "params" and options of their own.
         defaults: options of groups that do not give them.
     """
 
-    _scalars: dict[str, float] = {"step": 0.0}  # noqa: RUF012  (never changed)
+    _update: ClassVar[Callable[..., None] | None] = None
+    _asks: ClassVar[tuple[str, ...]] = ()
+    _elementwise: ClassVar[bool] = True  # the rule may run over parts of parameters
     param_groups: list[Group]
     state: defaultdict[Tensor, dict[str, Any]]
     _opt_called = False  # schedulers look at it
@@ -76,6 +100,8 @@ class Optimizer:
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__:
             cls.step = _with_hooks(cls.__dict__["step"])  # type: ignore[method-assign]
+        if "_update" in cls.__dict__:
+            cls._asks = _keywords(cls._update)
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         """Take parameters and default options."""
@@ -114,6 +140,9 @@ class Optimizer:
         self.__dict__.update(saved)
         if "_optimizer_step_pre_hooks" not in self.__dict__:
             self._start()
+        for group in self.param_groups:
+            for name, default in self.defaults.items():  # that older checkpoints do not have
+                group.setdefault(name, default)
         self._plans.clear()
 
     def __repr__(self) -> str:
@@ -134,27 +163,26 @@ class Optimizer:
         """
         if not isinstance(param_group, dict):
             raise ArgumentTypeError(f"param_group must be a dict, but got {type(param_group)}")
-        params = param_group["params"]
-        if isinstance(params, set):
-            raise ArgumentTypeError(
-                "optimizer parameters need to be organized in ordered collections, but the "
-                "ordering of tensors in sets will change between runs. Please use a list instead."
-            )
-        members = [params] if isinstance(params, Tensor) else list(params)
-        names = [p[0] for p in members if isinstance(p, tuple)]
-        if names and len(names) != len(members):
-            raise ArgumentError(
-                "all optimizer params should be with/without names. Some param names are missing"
-            )
+        members, names = _named(param_group["params"])
         if names:
-            members = [p[1] for p in members]
             param_group["param_names"] = names
         _check_members(members)
+        if not self._elementwise and any(spread_of(p) for p in members):
+            raise ArgumentError(
+                f"{type(self).__name__}(): its rule looks at whole parameters, and fully_shard has "
+                "left a rank with parts of them; take an optimizer that works element by element, "
+                "such as AdamW"
+            )
         known = {p for group in self.param_groups for p in group["params"]}
         if not known.isdisjoint(members):
             raise ArgumentError("some parameters appear in more than one parameter group")
         param_group["params"] = members
         for name, default in self.defaults.items():
+            if default is required and name not in param_group:
+                raise ArgumentError(
+                    "parameter group didn't specify a value of required optimization parameter "
+                    f"{name}"
+                )
             param_group.setdefault(name, default)
         if self.param_groups and ("param_names" in self.param_groups[0]) != bool(names):
             raise ArgumentError(
@@ -169,9 +197,35 @@ class Optimizer:
         """Return names and first values of the state arrays of a parameter."""
         return {}
 
-    def _rule(self, group: Group, step: int, scalars: dict[str, Any]) -> Rule:
-        """Return the update rule with the options of ``group`` filled in."""
-        raise NotImplementedError(f"{type(self).__name__} must override step()")
+    def _numbers(self, group: Group) -> dict[str, float]:
+        """Return names and first values of the numbers kept for a parameter."""
+        return {"step": 0.0}
+
+    def _decay(self, group: Group) -> Callable[..., Array]:
+        """Return the kind of weight decay, for groups that have some."""
+        return rules.penalised
+
+    def _rule(self, options: Group, step: int, numbers: dict[str, Array]) -> Callable[..., None]:
+        """Return the update rule with what it asks for filled in.
+
+        Args:
+            options: of the group; tensors are numbers already.
+            step: counts from 1.
+            numbers: kept for these parameters, to be changed in place.
+        """
+        if self._update is None:
+            raise NotImplementedError(f"{type(self).__name__} must override step()")
+        asked = {name: options[name] for name in self._asks if name in options}
+        if "step" in self._asks:
+            asked["step"] = step
+        return partial(self._update, **asked)
+
+    def _decay_of(self, options: Group) -> Decay | None:
+        """Return what is done about the weights before the rule."""
+        amount = options.get("weight_decay", 0)
+        if not amount or "weight_decay" in self._asks:
+            return None
+        return partial(self._decay(options), lr=options["lr"], weight_decay=amount)
 
     @_with_hooks
     def step(self, closure: Closure | None = None) -> Any:
@@ -193,11 +247,13 @@ class Optimizer:
         return loss
 
     def _step_group(self, index: int, group: Group) -> None:
+        """Update the parameters of a group."""
         params = [p for p in group["params"] if p.grad is not None]
         plan, slots = self._plans.get(index), self._slots(group)
         if plan is None or not plan.fits(params, self.state, slots):
-            plan = self._plans[index] = Plan(params, self.state, slots, self._scalars)
-        maximize = group.get("maximize", False)
+            plan = self._plans[index] = Plan(params, self.state, slots, self._numbers(group))
+        options = options_of(group)
+        decay, rule, of_step = self._decay_of(options), None, 0
         for run in plan.runs:
             step = 1 if run.first else 2  # of rules that keep no count
             run.first = False
@@ -205,7 +261,9 @@ class Optimizer:
             if counts is not None:
                 counts += 1
                 step = int(counts[0])
-            run.apply(self._rule(group, step, run.scalars), maximize)
+            if rule is None or step != of_step or len(run.scalars) > 1:
+                rule, of_step = self._rule(options, step, run.scalars), step
+            run.apply(rule, decay, options.get("maximize", False))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of all parameters, or fill them with zeros."""
@@ -215,9 +273,9 @@ class Optimizer:
                 if set_to_none or grad is None:
                     p.grad = None
                     continue
-                if grad.requires_grad:
-                    grad = p.grad = grad.detach()
-                grad.array[...] = 0
+                grad.detach_()
+                with no_grad():
+                    grad.zero_()
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -295,11 +353,70 @@ class Optimizer:
         return _hooked(self._optimizer_load_state_dict_post_hooks, hook, prepend)
 
 
+@contextlib.contextmanager
+def swap_in_optimizer_params_and_state(
+    optimizer: Optimizer,
+    swapin_parameters: dict[str, Tensor],
+    swapin_optim_state: dict[str, Any],
+) -> Iterator[None]:
+    """Let ``optimizer`` work on other parameters, with their state, inside a ``with`` block.
+
+    Args:
+        optimizer: has its own parameters and state again at the end.
+        swapin_parameters: as many as it has, in the same order.
+        swapin_optim_state: as ``state_dict`` returns it; its tensors are changed in place.
+    """
+    kept = optimizer.param_groups, optimizer.state
+    if not optimizer.state:
+        raise ConflictError(
+            "swap_in_optimizer_params_and_state requires initialized optimizer state."
+        )
+    params = list(swapin_parameters.values())
+    numbers = [n for group in swapin_optim_state["param_groups"] for n in group["params"]]
+    if len(numbers) != len(params):
+        raise ArgumentError(
+            f"swap_in_optimizer_params_and_state(): {len(params)} parameters for a state of "
+            f"{len(numbers)}; give as many"
+        )
+    by_number = dict(zip(numbers, params, strict=True))
+    optimizer.param_groups = [
+        {**group, "params": [by_number[n] for n in group["params"]]}
+        for group in swapin_optim_state["param_groups"]
+    ]
+    optimizer.state = defaultdict(dict)
+    for number, entry in swapin_optim_state["state"].items():
+        optimizer.state[by_number[number]] = dict(entry)
+    optimizer._plans.clear()
+    try:
+        yield
+    finally:
+        optimizer.param_groups, optimizer.state = kept
+        optimizer._plans.clear()
+
+
 def _hooked(hooks: OrderedDict[int, Hook], hook: Hook, prepend: bool) -> Removable:
     handle = Removable(hooks, hook)
     if prepend:
         hooks.move_to_end(handle.id, last=False)
     return handle
+
+
+def _named(params: Any) -> tuple[list[Any], list[str]]:
+    """Return the parameters of a group, and their names where they have some."""
+    if isinstance(params, set):
+        raise ArgumentTypeError(
+            "optimizer parameters need to be organized in ordered collections, but the "
+            "ordering of tensors in sets will change between runs. Please use a list instead."
+        )
+    members = [params] if isinstance(params, Tensor) else list(params)
+    names = [p[0] for p in members if isinstance(p, tuple)]
+    if not names:
+        return members, names
+    if len(names) != len(members):
+        raise ArgumentError(
+            "all optimizer params should be with/without names. Some param names are missing"
+        )
+    return [p[1] for p in members], names
 
 
 def _check_members(members: list[Any]) -> None:
@@ -318,24 +435,42 @@ def _check_members(members: list[Any]) -> None:
         )
 
 
-def _fitted(param: Tensor | None, entry: Any) -> Any:
-    """Return a copy of one parameter's state on its device and in its dtype (but for counts)."""
-    if param is None or not isinstance(entry, dict):
-        return copy.deepcopy(entry)
-    out: dict[str, Any] = {}
-    for name, value in entry.items():
-        if name == "step" and not isinstance(value, Tensor):
-            value = wrap(numpy.full((), value, numpy.float32))  # as older checkpoints have it
-        if not isinstance(value, Tensor):
-            out[name] = copy.deepcopy(value)
-            continue
-        array = value.array.copy()
-        if name != "step" and array.ndim:
+def _keywords(rule: Any) -> tuple[str, ...]:
+    """Return the names of the keyword arguments of a rule."""
+    code = rule.__code__
+    names: tuple[str, ...] = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+    return names
+
+
+def plain(value: Any) -> Any:
+    """Return an option as rules take it: tensors and NumPy's numbers as Python's."""
+    if isinstance(value, Tensor | numpy.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+def options_of(group: Group) -> Group:
+    """Return the options of a group as rules take them."""
+    return {k: plain(v) for k, v in group.items() if k not in ("params", "param_names")}
+
+
+def _fitted(param: Tensor | None, value: Any, name: str = "") -> Any:
+    """Return a copy of a parameter's state on its device and in its dtype (but for counts)."""
+    if isinstance(value, dict):
+        return {key: _fitted(param, entry, key) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_fitted(param, entry, name) for entry in value)
+    if name == "step" and isinstance(value, int | float):
+        return scalar(value)  # as older checkpoints have it
+    if param is None or not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    array = value.array.copy()
+    if name != "step":
+        if array.ndim:
             array = to_device(array, device_of(param.array))
-            if param.array.dtype.kind in "fV":
-                array = array.astype(param.array.dtype, copy=False)
-        out[name] = wrap(array)
-    return out
+        if param.array.dtype.kind in "fV":
+            array = array.astype(param.array.dtype, copy=False)
+    return wrap(array)
 
 
 __all__ = [
@@ -343,4 +478,6 @@ __all__ = [
     "flatten_parameters",
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",
+    "required",
+    "swap_in_optimizer_params_and_state",
 ]

@@ -8,6 +8,8 @@ block, so that its several passes find their operands in the cache; the bits are
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy
 
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import array_namespace
+from distgrad.backend.dtype import float64, get_default_dtype
 from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array
 
@@ -22,6 +25,7 @@ BLOCK = 1 << 16
 """Elements of a block: five float32 arrays of it take 1.3 MiB, about a core's own cache."""
 
 Rule = Callable[[Any, Array, Array, Sequence[Array]], None]
+Decay = Callable[[Any, Array, Array], Array]
 State = dict[str, Any]
 
 
@@ -41,27 +45,44 @@ class Run:
     first: bool  # the state was made now
     xp: Any
 
-    def apply(self, rule: Rule, maximize: bool) -> None:
+    def apply(self, rule: Rule, decay: Decay | None, maximize: bool) -> None:
         """Run the rule over the parameters and note that they changed."""
-        p, state, xp = self.array, self.state, self.xp
+        p, state = self.array, self.state
         g = self.grad
         if g is None:
             g = _flat(self.params[0].grad.array, p.ndim)  # type: ignore[union-attr]
-        if xp is not numpy_backend or p.ndim != 1 or p.size <= BLOCK:
-            rule(xp, p, xp.negative(g) if maximize else g, state)
+        if self.xp is not numpy_backend or p.ndim != 1 or p.size <= BLOCK:
+            update(self.xp, p, g, state, rule, decay, maximize)
         else:
             for start in range(0, p.size, BLOCK):
                 part = slice(start, start + BLOCK)
-                piece = xp.negative(g[part]) if maximize else g[part]
-                rule(xp, p[part], piece, [s[part] for s in state])
+                pieces = [s[part] for s in state]
+                update(self.xp, p[part], g[part], pieces, rule, decay, maximize)
         for param in self.params:
             shared_of(param).bump()
+
+
+def update(
+    xp: Any,
+    p: Array,
+    g: Array,
+    state: Sequence[Array],
+    rule: Rule,
+    decay: Decay | None,
+    maximize: bool,
+) -> None:
+    """Change ``p`` and ``state`` by the rule, after the sign and the decay of weights."""
+    if maximize:
+        g = xp.negative(g)
+    if decay is not None:
+        g = decay(xp, p, g)
+    rule(xp, p, g, state)
 
 
 class Plan:
     """The runs of one parameter group, valid while memory and gradients stay where they are."""
 
-    __slots__ = ("arrays", "entries", "grads", "params", "runs", "slots")
+    __slots__ = ("arrays", "entries", "grads", "params", "runs", "slots", "values")
 
     def __init__(
         self,
@@ -72,7 +93,7 @@ class Plan:
     ) -> None:
         self.params, self.slots = params, slots
         self.arrays = [p.array for p in params]
-        fresh = _fill(params, states, slots, scalars)
+        fresh = fill(params, states, slots, scalars)
         self.entries = [states[p] for p in params] if slots or scalars else []
         self.runs: list[Run] = []
         flat: set[Tensor] = set()
@@ -83,22 +104,26 @@ class Plan:
             if run.grad is not None:
                 flat.update(stretch)
         self.grads = [p.grad.array if p in flat else None for p in params]  # type: ignore[union-attr]
+        self.values = [value for entry in self.entries for value in entry.values()]
 
     def fits(
         self, params: list[Tensor], states: dict[Tensor, State], slots: dict[str, float]
     ) -> bool:
         """Return True when these parameters can be updated by this plan."""
-        if len(params) != len(self.params) or slots != self.slots:
+        if len(params) != len(self.params) or slots.keys() != self.slots.keys():
             return False
         for p, was, array, g in zip(params, self.params, self.arrays, self.grads, strict=True):
             if p is not was or p.array is not array:
                 return False
             if g is not None and p.grad.array is not g:  # type: ignore[union-attr]
                 return False
-        return all(states.get(p) is e for p, e in zip(params, self.entries, strict=False))
+        if not all(map(operator.is_, map(states.get, params), self.entries)):
+            return False
+        values = itertools.chain.from_iterable(map(dict.values, self.entries))
+        return all(map(operator.is_, values, self.values))
 
 
-def _fill(
+def fill(
     params: list[Tensor],
     states: dict[Tensor, State],
     slots: dict[str, float],
@@ -111,20 +136,43 @@ def _fill(
     for p in params:
         entry = states[p]
         for name, value in scalars.items():
-            entry.setdefault(name, wrap(numpy.full((), value, numpy.float32)))
+            entry.setdefault(name, scalar(value))
         for name, value in slots.items():
             if entry.get(name) is None:
                 fresh.add(p)
-                entry[name] = wrap(array_namespace(p.array).full_like(p.array, value))
+                entry[name] = _filled(p.array, value)
     return fresh
 
 
+def scalar(value: float) -> Tensor:
+    """Return a number of a parameter's state, as PyTorch keeps it."""
+    kind = numpy.float64 if get_default_dtype() is float64 else numpy.float32
+    return wrap(numpy.full((), value, kind))
+
+
+def _filled(like: Array, value: float) -> Tensor:
+    """Return an array of one number; real and imaginary parts of complex ones are this number."""
+    both = complex(value, value) if value and like.dtype.kind == "c" else value
+    return wrap(array_namespace(like).full_like(like, both))
+
+
 def _flat(array: Array, ndim: int) -> Array:
-    """Return ``array`` as the run's array is: flat where that is flat."""
-    if ndim != 1:
+    """Return ``array`` as the run's array is: flat where that is flat, complex as pairs."""
+    out = array.reshape(-1) if ndim == 1 else array
+    if out.dtype.kind != "c":
+        return out
+    return out.view(out.real.dtype) if ndim == 1 else as_pairs(out)
+
+
+def as_pairs(array: Array) -> Array:
+    """Return a view of complex numbers as pairs of real ones, of another number as it is."""
+    if array.dtype.kind != "c":
         return array
-    out = array.reshape(-1)
-    return out.view(out.real.dtype) if out.dtype.kind == "c" else out
+    kind = array.real.dtype
+    strides = (*array.strides, kind.itemsize)
+    make = array_namespace(array).lib.stride_tricks.as_strided
+    out: Array = make(array.real, (*array.shape, 2), strides)
+    return out
 
 
 # ---------------------------------------------------------------------- stretches of memory
@@ -192,7 +240,7 @@ def _make_run(
         p = params[0]
         entry = [states[p][name].array for name in slots]
         plain = all(a.flags.c_contiguous for a in (p.array, *entry))
-        ndim = 1 if plain else p.array.ndim
+        ndim = 1 if plain else max(p.array.ndim, 2)
         run.array, run.grad = _flat(p.array, ndim), None
         run.state = [_flat(a, ndim) for a in entry]
     else:
@@ -202,7 +250,8 @@ def _make_run(
         run.state = [_gather(params, states, name, run) for name in slots]
     run.scalars = {}
     for name in scalars:
-        numbers = numpy.array([float(states[p][name].array) for p in params], numpy.float32)
+        kept = [states[p][name].array for p in params]
+        numbers = numpy.array([float(a) for a in kept], kept[0].dtype)
         run.scalars[name] = numbers
         for i, p in enumerate(params):
             states[p][name].array = numbers[i, ...]
