@@ -431,5 +431,119 @@ def test_printed_forms_of_containers_are_those_of_torch() -> None:
         torch.nn.ParameterDict({"w": torch.ones(2)}),
     )
     for a, b in zip(ours, theirs, strict=True):
-        expected = repr(b).replace("torch.float32", "distgrad.float32")
-        assert repr(a) == expected.replace("torch.FloatTensor", "distgrad.float32")
+        assert repr(a) == repr(b).replace("torch.", "distgrad.")
+
+
+# ---------------------------------------------------------------------- less common ways
+def test_hooks_of_registration_see_and_replace_what_is_registered() -> None:
+    seen = []
+    handles = [
+        hooks.register_module_parameter_registration_hook(lambda m, n, p: seen.append(n)),
+        hooks.register_module_buffer_registration_hook(lambda m, n, b: seen.append(n)),
+        hooks.register_module_module_registration_hook(lambda m, n, c: nn.Identity()),
+    ]
+    try:
+        net = nn.Module()
+        net.weight = nn.Parameter(dg.ones(1))
+        net.register_buffer("mean", dg.ones(1))
+        net.child = nn.ReLU()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == ["weight", "mean"] and isinstance(net.child, nn.Identity)
+    net.other = nn.ReLU()
+    assert isinstance(net.other, nn.ReLU)
+
+
+def test_a_submodule_is_put_in_the_place_of_another() -> None:
+    net = Net()
+    net.set_submodule("body.2", nn.Tanh())
+    assert isinstance(net.body[2], nn.Tanh)
+    net.set_submodule("body.extra", nn.Tanh())
+    assert list(dict(net.body.named_children())) == ["0", "1", "2", "extra"]
+    for target, module, error in (
+        ("body.9", nn.Tanh(), AttributeError),
+        ("no.where", nn.Tanh(), AttributeError),
+        ("scale", nn.Tanh(), AttributeError),
+        ("", nn.Tanh(), ValueError),
+        ("head", 3, ValueError),
+    ):
+        with pytest.raises(error):
+            net.set_submodule(target, module, strict=True)  # type: ignore[arg-type]
+
+
+def test_state_dict_takes_older_positional_arguments() -> None:
+    net, into = nn.Linear(1, 1), {}
+    with pytest.warns(FutureWarning, match="Positional args are being deprecated"):
+        net.state_dict(into, "net.")
+    assert list(into) == ["net.weight", "net.bias"]
+    net.register_state_dict_post_hook(lambda *args: {})
+    with pytest.raises(RuntimeError, match="post-hook must return None"):
+        net.state_dict()
+
+
+def test_a_hook_behind_the_scenes_may_replace_the_state_dict() -> None:
+    net = nn.Linear(1, 1)
+    net._register_state_dict_hook(lambda *args: {"other": 1})
+    assert net.state_dict() == {"other": 1}
+
+
+def test_arguments_of_init_are_for_classes_further_on() -> None:
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    class Both(nn.Module, Named):
+        call_super_init = True
+
+    assert Both("x").name == "x"
+    with pytest.raises(TypeError, match=r"takes 1 positional argument but 2 were given"):
+        nn.Module(3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'a'"):
+        nn.Module(a=3)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    for name in ("ipu", "xpu", "mtia"):
+        with pytest.raises(RuntimeError, match=name):
+            getattr(nn.Linear(1, 1), name)()
+
+
+def test_one_process_drives_one_device() -> None:
+    net = nn.DataParallel(nn.Linear(2, 1))
+    assert list(net.state_dict()) == ["module.weight", "module.bias"]
+    assert dg.equal(net(dg.ones(1, 2)), net.module(dg.ones(1, 2)))
+    assert nn.parallel.data_parallel(net.module, dg.ones(1, 2)).shape == (1, 1)
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        nn.DataParallel(nn.Linear(2, 1), device_ids=[0, 1])
+    state = net.state_dict()
+    nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+    assert not any(nn.Linear(2, 1).load_state_dict(state)) and list(state._metadata) == [""]
+
+
+def test_older_names_warn() -> None:
+    for make in (
+        lambda: nn.Container(a=nn.ReLU()),
+        lambda: nn.NLLLoss2d(),
+        lambda: nn.init.uniform(dg.ones(2)),
+        lambda: nn.init.orthogonal(dg.ones(2, 2)),
+    ):
+        with pytest.warns(FutureWarning, match="deprecated"):
+            make()
+
+
+def test_adaptive_softmax_refuses_targets_and_cutoffs_that_do_not_fit() -> None:
+    layer, x = nn.AdaptiveLogSoftmaxWithLoss(4, 10, [3]), dg.zeros(2, 4)
+    assert layer.log_prob(x).exp().sum(1).sub(1).abs().max() < 1e-6
+    assert layer.predict(x).shape == (2,)
+    for target, text in (
+        (dg.tensor([1, 11]), r"should be in \[0, 9\], but values in range \[1, 11\]"),
+        (dg.tensor([1]), "same size in the batch dimension"),
+        (dg.zeros(2, 2).long(), "multi-target not supported"),
+        (dg.tensor(1), "0D target tensor expects 1D input"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            layer(x, target)
+    for cutoffs in ([], [6, 3], [3, 10], [0]):
+        with pytest.raises(ValueError, match="cutoffs should be a sequence"):
+            nn.AdaptiveLogSoftmaxWithLoss(4, 10, cutoffs)

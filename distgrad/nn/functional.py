@@ -76,6 +76,7 @@ from distgrad.ops.fractional import (
     fractional_max_pool3d,
     fractional_max_pool3d_with_indices,
 )
+from distgrad.ops.grouped import grouped_mm
 from distgrad.ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -198,6 +199,7 @@ __all__ = [
     "glu",
     "grid_sample",
     "group_norm",
+    "grouped_mm",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",

@@ -23,7 +23,10 @@ Hooks = OrderedDict[int, Hook]
 class GlobalHooks:
     """Hooks that run for every module of the process."""
 
-    __slots__ = ("always", "backward", "backward_pre", "forward", "forward_pre", "kwargs", "used")
+    __slots__ = (
+        "always", "backward", "backward_pre", "forward", "forward_pre", "kwargs", "registration",
+        "used",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.used = False  # once a hook was registered, calls look for hooks
@@ -33,6 +36,9 @@ class GlobalHooks:
         self.backward: Hooks = OrderedDict()
         self.kwargs: set[int] = set()
         self.always: set[int] = set()
+        self.registration: dict[str, Hooks] = {
+            kind: OrderedDict() for kind in ("buffer", "module", "parameter")
+        }
 
     def add(self, hooks: Hooks, hook: Hook) -> Removable:
         """Register ``hook`` for every module."""
@@ -68,6 +74,32 @@ def register_module_full_backward_pre_hook(hook: Hook) -> Removable:
 def register_module_full_backward_hook(hook: Hook) -> Removable:
     """Call ``hook(module, grad_input, grad_output)`` after the backward of every module."""
     return everywhere.add(everywhere.backward, hook)
+
+
+register_module_backward_hook = register_module_full_backward_hook
+
+
+def register_module_buffer_registration_hook(hook: Hook) -> Removable:
+    """Call ``hook(module, name, buffer)`` when a buffer is registered; it may return another."""
+    return Removable(everywhere.registration["buffer"], hook)
+
+
+def register_module_module_registration_hook(hook: Hook) -> Removable:
+    """Call ``hook(module, name, child)`` when a module is registered; it may return another."""
+    return Removable(everywhere.registration["module"], hook)
+
+
+def register_module_parameter_registration_hook(hook: Hook) -> Removable:
+    """Call ``hook(module, name, param)`` when a parameter is registered; it may return another."""
+    return Removable(everywhere.registration["parameter"], hook)
+
+
+def registered(module: Any, name: str, value: Any, kind: str) -> Any:
+    """Return what the hooks make of a value that is registered."""
+    for hook in everywhere.registration[kind].values():
+        new = hook(module, name, value)
+        value = value if new is None else new
+    return value
 
 
 # ---------------------------------------------------------------------- calling a module

@@ -5,6 +5,7 @@ Every function changes the tensor in place, unrecorded, and returns it.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -308,3 +309,34 @@ def sparse_(
     for column in range(columns):
         tensor.array[xp.asarray(current_generator().permutation(rows)[:zeros]), column] = 0
     return tensor
+
+
+# ---------------------------------------------------------------------- older names
+def _older(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``function`` under its name without the underscore, which warns."""
+    name = function.__name__[:-1]
+
+    @functools.wraps(function)
+    def older(*args: Any, **kwargs: Any) -> Tensor:
+        warnings.warn(
+            f"`nn.init.{name}` is now deprecated in favor of `nn.init.{name}_`.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return function(*args, **kwargs)
+
+    older.__name__ = older.__qualname__ = name
+    return older
+
+
+uniform = _older(uniform_)
+normal = _older(normal_)
+constant = _older(constant_)
+eye = _older(eye_)
+dirac = _older(dirac_)
+xavier_uniform = _older(xavier_uniform_)
+xavier_normal = _older(xavier_normal_)
+kaiming_uniform = _older(kaiming_uniform_)
+kaiming_normal = _older(kaiming_normal_)
+orthogonal = _older(orthogonal_)
+sparse = _older(sparse_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -13,11 +14,12 @@ from distgrad.backend import dtype as dtypes
 from distgrad.backend.device import device as Device
 from distgrad.errors import ArgumentError, ArgumentTypeError
 from distgrad.nn import hooks, state
-from distgrad.nn.parameter import Buffer, Parameter
-from distgrad.tensor import Tensor, wrap
+from distgrad.nn.conversion import convert_parameter, no_device, parse_to, zero_gradient
+from distgrad.nn.parameter import Buffer, Parameter, UninitializedTensorMixin, is_lazy
+from distgrad.tensor import Tensor
 
 M = TypeVar("M", bound="Module")
-T = TypeVar("T")
+T_destination = TypeVar("T_destination", bound=dict[str, Any])
 Hook = Callable[..., Any]
 
 
@@ -41,6 +43,8 @@ class Module:
         ['hidden.weight', 'hidden.bias']
     """
 
+    dump_patches = False
+    call_super_init = False  # True: __init__ goes on to the next class of the bases
     _version = 1
     _hooked = False  # True once a hook was registered: calls look for hooks
     training: bool
@@ -48,9 +52,18 @@ class Module:
     _buffers: dict[str, Tensor | None]
     _modules: dict[str, Module | None]
     _non_persistent_buffers_set: set[str]
+    T_destination = T_destination
 
-    def __init__(self) -> None:
-        """Make an empty module in training mode."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make an empty module in training mode; takes arguments for ``call_super_init`` alone."""
+        if (args or kwargs) and not self.call_super_init:
+            given = next(iter(kwargs), None)
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.__init__() got an unexpected keyword argument '{given}'"
+                if kwargs
+                else f"{type(self).__name__}.__init__() takes 1 positional argument but "
+                f"{len(args) + 1} were given"
+            )
         self.__dict__.update(
             training=True,
             _parameters={},
@@ -69,6 +82,8 @@ class Module:
             _load_state_dict_post_hooks=OrderedDict(),
             _modules={},
         )
+        if self.call_super_init:
+            super().__init__(*args, **kwargs)
 
     # ------------------------------------------------------------------ call
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +91,8 @@ class Module:
         if self._hooked or hooks.everywhere.used:
             return hooks.call_with_hooks(self, args, kwargs)
         return self.forward(*args, **kwargs)
+
+    _call_impl = _wrapped_call_impl = __call__
 
     def _no_forward(self, *args: Any) -> Any:
         raise NotImplementedError(
@@ -110,7 +127,7 @@ class Module:
             params[name] = None
         elif isinstance(value, Module):
             self._forget(name, "_modules")
-            self._modules[name] = value
+            self._modules[name] = hooks.registered(self, name, value, "module")
         elif name in self._modules:
             _only_none(value, "child module", name, "Module")
             self._modules[name] = None
@@ -163,7 +180,7 @@ class Module:
                 f"created explicitly. To express '{name}' as a function of another Tensor, "
                 "compute the value in the forward() method."
             )
-        self._parameters[name] = param
+        self._parameters[name] = hooks.registered(self, name, param, "parameter")
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Make ``tensor`` part of this module's state without training it.
@@ -179,7 +196,7 @@ class Module:
                 f"cannot assign '{type(tensor).__name__}' object to buffer '{name}' "
                 "(Tensor or None required)"
             )
-        self._buffers[name] = tensor
+        self._buffers[name] = hooks.registered(self, name, tensor, "buffer")
         if persistent:
             self._non_persistent_buffers_set.discard(name)
         else:
@@ -190,7 +207,7 @@ class Module:
         if module is not None and not isinstance(module, Module):
             raise ArgumentTypeError(f"{type(module).__name__} is not a Module subclass")
         self._check_name("module", name, "_modules")
-        self._modules[name] = module
+        self._modules[name] = hooks.registered(self, name, module, "module")
 
     register_module = add_module
 
@@ -219,12 +236,25 @@ class Module:
         found: Module = module
         return found
 
-    def set_submodule(self, target: str, module: Module) -> None:
-        """Put ``module`` in the place of the descendant with the dotted name ``target``."""
+    def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
+        """Put ``module`` in the place of the descendant with the dotted name ``target``.
+
+        Args:
+            target: the name; what it is in must exist.
+            module: what is put there.
+            strict: there must be one already.
+        """
         if target == "":
             raise ArgumentError("Cannot set the submodule without a target name!")
+        if not isinstance(module, Module):
+            raise ArgumentError(f"`module` is not an nn.Module, found {type(module)}")
         path, _, name = target.rpartition(".")
-        setattr(self.get_submodule(path), name, module)
+        holder = self.get_submodule(path)
+        if strict and not hasattr(holder, name):
+            raise AttributeError(f"{type(holder).__name__} has no attribute `{name}`")
+        if hasattr(holder, name) and not isinstance(getattr(holder, name), Module):
+            raise AttributeError(f"`{name}` is not an nn.Module")
+        setattr(holder, name, module)
 
     def get_parameter(self, target: str) -> Parameter:
         """Return the parameter with the dotted name ``target``."""
@@ -368,27 +398,34 @@ class Module:
         with no_grad():
             for param in self._parameters.values():
                 if param is not None:
-                    _convert(param, fn)
+                    convert_parameter(param, fn)
             for name, buffer in self._buffers.items():
-                if buffer is not None:
+                if isinstance(buffer, UninitializedTensorMixin):
+                    buffer.convert(fn)
+                elif buffer is not None:
                     self._buffers[name] = fn(buffer)
         return self
 
     def to(self: M, *args: Any, **kwargs: Any) -> M:
         """Move to a device, or convert floating point parameters and buffers to a dtype.
 
-        Takes ``to(device, dtype, non_blocking)``, ``to(dtype)`` or ``to(tensor)``, in place.
+        Takes ``to(device, dtype, non_blocking)``, ``to(dtype)``, ``to(tensor)`` or
+        ``to(memory_format=…)``, which lays out those of 4 and 5 dimensions; in place.
         """
-        device, dtype = parse_to(args, kwargs)
+        device, dtype, layout = parse_to(args, kwargs)
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise ArgumentTypeError(
-                f"nn.Module.to only accepts floating point or complex dtypes, but got {dtype}"
+                f"nn.Module.to only accepts floating point or complex dtypes, but got desired "
+                f"dtype={dtype}"
             )
 
         def convert(t: Any) -> Tensor:
             kind = dtype if t.is_floating_point() or t.is_complex() else None
-            out: Tensor = t.to(device=device, dtype=kind)
-            return out
+            out = t.to(device=device, dtype=kind)
+            if layout is not None and t.ndim in (4, 5):
+                out = out.contiguous(memory_format=layout)
+            moved: Tensor = out
+            return moved
 
         return self._apply(convert)
 
@@ -405,6 +442,25 @@ class Module:
     def cuda(self: M, device: Device | int | None = None) -> M:
         """Move everything to a GPU."""
         return self.to(Device("cuda" if device is None else device))
+
+    def ipu(self: M, device: Device | int | None = None) -> M:
+        """Refuse: there are no such devices here."""
+        raise no_device("ipu")
+
+    def xpu(self: M, device: Device | int | None = None) -> M:
+        """Refuse: there are no such devices here."""
+        raise no_device("xpu")
+
+    def mtia(self: M, device: Device | int | None = None) -> M:
+        """Refuse: there are no such devices here."""
+        raise no_device("mtia")
+
+    def share_memory(self: M) -> M:
+        """Move parameters and buffers to memory that processes of this host share."""
+        return self._apply(lambda t: t.share_memory_())
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing, whatever the arguments: there is no compiler, and calls stay as they are."""
 
     def float(self: M) -> M:
         """Convert floating point parameters and buffers to float32."""
@@ -433,11 +489,15 @@ class Module:
     # ------------------------------------------------------------------ state
     def get_extra_state(self) -> Any:
         """Return what a subclass wants kept in ``state_dict`` besides its tensors."""
-        raise RuntimeError("Reached a code path in Module.get_extra_state() that is never called")
+        raise RuntimeError(
+            "Reached a code path in Module.get_extra_state() that should never be called"
+        )
 
     def set_extra_state(self, state: Any) -> None:
         """Take back what ``get_extra_state`` returned."""
-        raise RuntimeError("Reached a code path in Module.set_extra_state() that is never called")
+        raise RuntimeError(
+            "Reached a code path in Module.set_extra_state() that should never be called"
+        )
 
     def _takes_extra_state(self) -> bool:
         return type(self).set_extra_state is not Module.set_extra_state
@@ -455,20 +515,30 @@ class Module:
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         for name, value in self._own_state():
-            destination[prefix + name] = value if keep_vars else value.detach()
+            kept = keep_vars or is_lazy(value)
+            destination[prefix + name] = value if kept else value.detach()
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + state.EXTRA_STATE] = self.get_extra_state()
 
     def state_dict(
-        self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
         """Return parameters and persistent buffers by dotted name, sharing their memory.
 
         Args:
+            args: the others by position, PyTorch's older form.
             destination: a dict to fill instead of a new one.
             prefix: put before every name.
             keep_vars: give the parameters themselves instead of detached tensors.
         """
+        if args:
+            warnings.warn(
+                "Positional args are being deprecated, use kwargs instead.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            given = (*args, *(destination, prefix, keep_vars)[len(args) :])
+            destination, prefix, keep_vars = given
         if destination is None:
             destination = OrderedDict()
             destination._metadata = OrderedDict()
@@ -562,11 +632,23 @@ class Module:
         """Call ``hook(module, grad_input, grad_output)`` after the module's backward."""
         return self._hook("_backward_hooks", hook, prepend)
 
+    def register_backward_hook(self, hook: Hook) -> Removable:
+        """Register a full backward hook, which PyTorch recommends in the place of this one."""
+        return self.register_full_backward_hook(hook)
+
     def register_state_dict_post_hook(self, hook: Hook) -> Removable:
         """Call ``hook(module, state_dict, prefix, metadata)`` at the end of ``state_dict``."""
-        return Removable(self._state_dict_hooks, hook)
 
-    _register_state_dict_hook = register_state_dict_post_hook
+        @functools.wraps(hook)
+        def checked(*args: Any) -> None:
+            if hook(*args) is not None:
+                raise RuntimeError("state_dict post-hook must return None")
+
+        return Removable(self._state_dict_hooks, checked)
+
+    def _register_state_dict_hook(self, hook: Hook) -> Removable:
+        """Call ``hook`` at the end of ``state_dict``; what it returns takes the dict's place."""
+        return Removable(self._state_dict_hooks, hook)
 
     def register_state_dict_pre_hook(self, hook: Hook) -> Removable:
         """Call ``hook(module, prefix, keep_vars)`` at the start of ``state_dict``."""
@@ -622,50 +704,4 @@ def _only_none(value: Any, what: str, name: str, wanted: str) -> None:
         )
 
 
-def _convert(param: Parameter, fn: Callable[[Tensor], Tensor]) -> None:
-    before = param.array
-    param.array = fn(wrap(before)).array
-    if param.array is before:
-        return
-    param.__dict__.pop("_grad_buffer", None)  # it lies in the old memory
-    if param.grad is not None:
-        param.grad = fn(param.grad.detach())
-
-
-def zero_gradient(param: Tensor, set_to_none: bool) -> None:
-    """Drop ``param.grad``, or fill it with zeros."""
-    grad = param.grad
-    if grad is None:
-        return
-    if set_to_none:
-        param.grad = None
-        return
-    if grad._node is not None or grad.requires_grad:
-        grad = param.grad = grad.detach()
-    grad.array[...] = 0
-
-
-def parse_to(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Device | None, dtypes.dtype | None]:
-    """Return the device and the dtype that the arguments of ``to`` name."""
-    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
-    other = kwargs.pop("tensor", None) or kwargs.pop("other", None)
-    unknown = set(kwargs) - {"non_blocking", "copy", "memory_format"}
-    if unknown:
-        raise ArgumentTypeError(f"to() got an unexpected keyword argument '{unknown.pop()}'")
-    for value in (other, *args):
-        if isinstance(value, Tensor):
-            device, dtype = value.device, value.dtype
-        elif isinstance(value, dtypes.dtype):
-            dtype = value
-        elif isinstance(value, str | Device) or type(value) is int:
-            device = value
-        elif value is not None and not isinstance(value, bool):
-            raise ArgumentTypeError(
-                f"to({value!r}): takes a device, a dtype or a tensor, not {type(value).__name__}"
-            )
-    return None if device is None else Device(device), dtype
-
-
-__all__ = ["Module", "parse_to", "zero_gradient"]
+__all__ = ["Module"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from distgrad.backend.device import device_of, to_device
 from distgrad.errors import ArgumentTypeError, CheckpointError
-from distgrad.nn.parameter import Parameter
+from distgrad.nn.parameter import Parameter, is_lazy
 from distgrad.tensor import Tensor, shared_of
 
 EXTRA_STATE = "_extra_state"
@@ -126,6 +126,8 @@ def _load_one(module: Any, name: str, target: Tensor, value: Any, assign: bool) 
             'While copying the parameter named "{key}", expected Tensor '
             f"object from checkpoint but received {type(value)}"
         )
+    if is_lazy(target) or is_lazy(value):
+        return _load_lazy(target, value)
     array = value.array
     if target.array.ndim == 0 and array.shape == (1,):
         array = array.reshape(())
@@ -142,4 +144,11 @@ def _load_one(module: Any, name: str, target: Tensor, value: Any, assign: bool) 
     else:
         value.requires_grad_(target.requires_grad)
         setattr(module, name, value)
+    return ""
+
+
+def _load_lazy(target: Tensor, value: Tensor) -> str:
+    """Load what has no shape: only into what has none either."""
+    known = [t.shape for t in (target, value) if not (is_lazy(target) and is_lazy(value))]
+    assert not known  # the one without a shape has refused to tell it
     return ""

@@ -10,6 +10,7 @@ from distgrad.errors import ArgumentError
 from distgrad.nn import functional as F
 from distgrad.nn import init
 from distgrad.nn.module import Module
+from distgrad.nn.modules.attention import MultiheadAttention  # noqa: F401  PyTorch's place
 from distgrad.nn.parameter import Parameter
 from distgrad.ops.create import empty
 from distgrad.tensor import Tensor

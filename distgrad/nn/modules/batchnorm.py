@@ -1,17 +1,17 @@
-"""Layers that normalise each channel over a batch, and instance normalisation."""
+"""Layers that normalise each channel over a batch."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from distgrad.backend.dtype import int64
 from distgrad.errors import ArgumentError
 from distgrad.nn import functional as F
 from distgrad.nn.module import Module
+from distgrad.nn.modules.lazy import LazyModuleMixin
 from distgrad.nn.modules.normalization import affine_parameters, reset_affine
+from distgrad.nn.parameter import UninitializedBuffer, UninitializedParameter
 from distgrad.ops.create import ones, tensor, zeros
-from distgrad.ops.shape import squeeze, unsqueeze
 from distgrad.tensor import Tensor, shared_of
 
 
@@ -178,71 +178,72 @@ class BatchNorm3d(_BatchNorm):
     _dims = (5,)
 
 
-class _InstanceNorm(_NormBase):
+# ---------------------------------------------------------------------- channels known later
+class LazyNormBase(LazyModuleMixin, _NormBase):
+    """A normalisation whose ``num_features`` its first input tells."""
+
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
+
     def __init__(
         self,
-        num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
         device: Any = None,
         dtype: Any = None,
         *,
         bias: bool = True,
     ) -> None:
-        """Start without learned scale and without running statistics by default."""
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
-        )
+        """Leave parameters and statistics without a shape."""
+        super().__init__(0, eps, momentum, False, False, device, dtype, bias=bias)
+        self.affine, self.track_running_stats = affine, track_running_stats
+        if affine:
+            self.weight = UninitializedParameter(device=device, dtype=dtype)
+            if bias:
+                self.bias = UninitializedParameter(device=device, dtype=dtype)
+        if track_running_stats:
+            self.running_mean = UninitializedBuffer(device=device, dtype=dtype)
+            self.running_var = UninitializedBuffer(device=device, dtype=dtype)
+            self.num_batches_tracked = tensor(0, dtype=int64, device=device)
 
-    def _check_channels(self, input: Tensor) -> None:
-        dim = input.array.ndim - self._dims[0]
-        size = input.array.shape[dim]
-        if size == self.num_features:
-            return
-        if self.affine:
-            raise ArgumentError(
-                f"{type(self).__name__}({input._brief()}): expected input's size at dim={dim} to "
-                f"match num_features ({self.num_features}), but got: {size}."
-            )
-        warnings.warn(
-            f"input's size at dim={dim} does not match num_features. You can silence this warning "
-            "by not passing in num_features, which is not used because affine=False",
-            stacklevel=3,
-        )
+    def reset_parameters(self) -> None:
+        """Forget the statistics and set scale 1 and shift 0, once there is a shape."""
+        if not self.has_uninitialized_params() and self.num_features != 0:
+            super().reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the input with each channel of each sample normalised."""
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Take the number of channels from ``input``."""
         self._check_input_dim(input)
-        self._check_channels(input)
-        batched = input.array.ndim == self._dims[1]
-        out = F.instance_norm(
-            input if batched else unsqueeze(input, 0),
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training or not self.track_running_stats,
-            0.0 if self.momentum is None else self.momentum,
-            self.eps,
-        )
-        return out if batched else squeeze(out, 0)
+        lazy = self.has_uninitialized_params()
+        self.num_features = input.array.shape[self._channel_dim(input)]
+        if lazy:
+            open_ = (self.weight, self.bias, self.running_mean, self.running_var)
+            for value in open_:
+                if value is not None:
+                    value.materialize((self.num_features,))
+            self.reset_parameters()
+
+    def _channel_dim(self, input: Tensor) -> int:
+        return 1
 
 
-class InstanceNorm1d(_InstanceNorm):
-    """Normalises each channel of each sample of (N, C, L) or (C, L)."""
+class LazyBatchNorm1d(LazyNormBase, BatchNorm1d):
+    """A ``BatchNorm1d`` whose ``num_features`` its first input tells."""
 
-    _dims = (2, 3)
-
-
-class InstanceNorm2d(_InstanceNorm):
-    """Normalises each channel of each sample of (N, C, H, W) or (C, H, W)."""
-
-    _dims = (3, 4)
+    cls_to_become = BatchNorm1d
 
 
-class InstanceNorm3d(_InstanceNorm):
-    """Normalises each channel of each sample of (N, C, D, H, W) or (C, D, H, W)."""
+class LazyBatchNorm2d(LazyNormBase, BatchNorm2d):
+    """A ``BatchNorm2d`` whose ``num_features`` its first input tells."""
 
-    _dims = (4, 5)
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(LazyNormBase, BatchNorm3d):
+    """A ``BatchNorm3d`` whose ``num_features`` its first input tells."""
+
+    cls_to_become = BatchNorm3d

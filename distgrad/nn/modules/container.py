@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from distgrad.errors import ArgumentError, ArgumentTypeError, IndexOutOfRange
@@ -18,6 +19,22 @@ def _place(name: str, index: Any, length: int) -> int:
     if not -length <= place < length:
         raise IndexOutOfRange(f"{name}[{place}]: index {place} is out of range of {length} items")
     return place % length
+
+
+class Container(Module):
+    """An older base of modules that take their children as named arguments."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Warn, and add the modules."""
+        super().__init__()
+        warnings.warn(
+            "`nn.Container` is deprecated. All of its functionality is now implemented in "
+            "`nn.Module`. Subclass that instead.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        for key, value in kwargs.items():
+            self.add_module(key, value)
 
 
 class Sequential(Module):
@@ -273,13 +290,21 @@ def _held(value: Any) -> Any:
     return Parameter(value) if plain else value
 
 
-def _describe(key: str, value: Any) -> str:
+def _dtype_of(value: Tensor) -> Any:
+    return value.dtype
+
+
+def _type_of(value: Tensor) -> Any:
+    return value.type()
+
+
+def _describe(key: str, value: Any, kind_of: Callable[[Tensor], Any]) -> str:
     if not isinstance(value, Tensor):
         return f"  ({key}): Object of type: {type(value).__name__}"
     kind = "Parameter" if isinstance(value, Parameter) else "Tensor"
     size = "x".join(str(n) for n in value.array.shape)
     place = f" ({value.device})" if value.is_cuda else ""
-    return f"  ({key}): {kind} containing: [{value.dtype} of size {size}{place}]"
+    return f"  ({key}): {kind} containing: [{kind_of(value)} of size {size}{place}]"
 
 
 class ParameterList(Module):
@@ -328,7 +353,7 @@ class ParameterList(Module):
 
     def extra_repr(self) -> str:
         """Return a line for each value."""
-        return "\n".join(_describe(str(i), value) for i, value in enumerate(self))
+        return "\n".join(_describe(str(i), value, _dtype_of) for i, value in enumerate(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to be called."""
@@ -451,7 +476,7 @@ class ParameterDict(Module):
 
     def extra_repr(self) -> str:
         """Return a line for each value."""
-        return "\n".join(_describe(key, value) for key, value in self.items())
+        return "\n".join(_describe(key, value, _type_of) for key, value in self.items())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to be called."""

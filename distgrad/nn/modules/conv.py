@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distgrad.errors import ArgumentError
+from distgrad.errors import ArgumentError, ShapeError
 from distgrad.nn import functional as F
 from distgrad.nn import init
 from distgrad.nn.module import Module
+from distgrad.nn.modules.lazy import LazyModuleMixin
 from distgrad.nn.modules.sizes import Sizes, per_dim
-from distgrad.nn.parameter import Parameter
+from distgrad.nn.parameter import Parameter, UninitializedParameter
 from distgrad.ops.create import empty
 from distgrad.tensor import Tensor
 
@@ -269,3 +270,119 @@ class ConvTranspose3d(_ConvTranspose):
 
     _dims = 3
     _function = staticmethod(F.conv_transpose3d)
+
+
+# ---------------------------------------------------------------------- channels known later
+class _LazyConv(LazyModuleMixin, _ConvNd):
+    """A convolution whose ``in_channels`` its first input tells."""
+
+    weight: Any
+    bias: Any
+
+    def _leave_open(self, out_channels: int, bias: bool, device: Any, dtype: Any) -> None:
+        self.out_channels = out_channels
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        if bias:
+            self.bias = UninitializedParameter(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, once they have a shape."""
+        if not self.has_uninitialized_params() and self.in_channels != 0:
+            super().reset_parameters()
+
+    def initialize_parameters(self, input: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take the number of channels from ``input``."""
+        lazy, n = self.has_uninitialized_params(), self._dims
+        if input.array.ndim not in (n + 1, n + 2):
+            raise ShapeError(
+                f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to "
+                f"{type(self).__name__}, but got input of size: {input.shape}"
+            )
+        self.in_channels = input.array.shape[-n - 1]
+        if not lazy:
+            return
+        self._check_options()
+        sizes = (self.in_channels, self.out_channels)
+        first, second = sizes if self._transposed else sizes[::-1]
+        self.weight.materialize((first, second // self.groups, *self.kernel_size))
+        if self.bias is not None:
+            self.bias.materialize((self.out_channels,))
+        self.reset_parameters()
+
+
+class _LazyConvForward(_LazyConv, _Conv):
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """Leave the parameters without a shape."""
+        super().__init__(0, 0, kernel_size, stride, padding, dilation, groups, False, padding_mode)
+        self._leave_open(out_channels, bias, device, dtype)
+
+
+class LazyConv1d(_LazyConvForward, Conv1d):
+    """A ``Conv1d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = Conv1d
+
+
+class LazyConv2d(_LazyConvForward, Conv2d):
+    """A ``Conv2d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConv3d(_LazyConvForward, Conv3d):
+    """A ``Conv3d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = Conv3d
+
+
+class _LazyConvTranspose(_LazyConv, _ConvTranspose):
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        output_padding: Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Sizes = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """Leave the parameters without a shape."""
+        super().__init__(
+            0, 0, kernel_size, stride, padding, output_padding, groups, False, dilation,
+            padding_mode,
+        )  # fmt: skip
+        self._leave_open(out_channels, bias, device, dtype)
+
+
+class LazyConvTranspose1d(_LazyConvTranspose, ConvTranspose1d):
+    """A ``ConvTranspose1d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(_LazyConvTranspose, ConvTranspose2d):
+    """A ``ConvTranspose2d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = ConvTranspose2d
+
+
+class LazyConvTranspose3d(_LazyConvTranspose, ConvTranspose3d):
+    """A ``ConvTranspose3d`` whose ``in_channels`` its first input tells."""
+
+    cls_to_become = ConvTranspose3d

@@ -8,7 +8,8 @@ from typing import Any
 from distgrad.nn import functional as F
 from distgrad.nn import init
 from distgrad.nn.module import Module
-from distgrad.nn.parameter import Parameter
+from distgrad.nn.modules.lazy import LazyModuleMixin
+from distgrad.nn.parameter import Parameter, UninitializedParameter
 from distgrad.ops.create import empty
 from distgrad.tensor import Tensor
 
@@ -83,6 +84,38 @@ class Linear(Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"
         )
+
+
+class LazyLinear(LazyModuleMixin, Linear):
+    """A ``Linear`` whose ``in_features`` is the size of its first input's last dimension."""
+
+    cls_to_become = Linear
+    weight: Any
+    bias: Any
+
+    def __init__(
+        self, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        """Leave the parameters without a shape."""
+        super().__init__(0, 0, False)
+        self.out_features = out_features
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        if bias:
+            self.bias = UninitializedParameter(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, once they have a shape."""
+        if not self.has_uninitialized_params() and self.in_features != 0:
+            super().reset_parameters()
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Take the number of features from ``input``."""
+        lazy, self.in_features = self.has_uninitialized_params(), input.array.shape[-1]
+        if lazy:
+            self.weight.materialize((self.out_features, self.in_features))
+            if self.bias is not None:
+                self.bias.materialize((self.out_features,))
+            self.reset_parameters()
 
 
 class NonDynamicallyQuantizableLinear(Linear):

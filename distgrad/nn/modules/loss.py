@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from distgrad.errors import ArgumentError, ShapeError
 from distgrad.nn import functional as F
 from distgrad.nn.module import Module
+from distgrad.nn.modules.distance import PairwiseDistance
 from distgrad.nn.modules.linear import Linear
+from distgrad.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 from distgrad.ops.shape import reshape
 from distgrad.tensor import Tensor
 
@@ -144,6 +147,27 @@ class NLLLoss(_WeightedLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
+
+
+class NLLLoss2d(NLLLoss):
+    """An older name of ``NLLLoss``."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        """Warn, and make an ``NLLLoss``."""
+        warnings.warn(
+            "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in "
+            "replacement.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        super().__init__(weight, size_average, ignore_index, reduce, reduction)
 
 
 class CrossEntropyLoss(_WeightedLoss):
@@ -424,7 +448,7 @@ class TripletMarginWithDistanceLoss(_Loss):
         """Take the distance (default: Euclidean), the margin, and the reduction."""
         super().__init__(reduction=reduction)
         given = distance_function
-        self.distance_function = F.pairwise_distance if given is None else given
+        self.distance_function: Any = PairwiseDistance() if given is None else given
         self.margin, self.swap = margin, swap
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -489,7 +513,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         weight: Tensor | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
-        options: object | None = None,
+        options: LinearCrossEntropyOptions | None = None,
     ) -> None:
         """Make the layer.
 
@@ -522,6 +546,16 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         rows = math.prod(out_features, start=num_classes)
         self.linear = Linear(in_features, rows, bias, device=device, dtype=dtype)
         self.options = options
+
+    def extra_repr(self) -> str:
+        """Return the sizes and the options."""
+        linear = self.linear
+        return (
+            f"in_features={linear.in_features}, num_classes={self.num_classes}, "
+            f"out_features={self.out_features}, bias={linear.bias is not None}, "
+            f"reduction={self.reduction}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, options={self.options}"
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the layer's logits for ``input`` against ``target``."""

@@ -11,6 +11,8 @@ from distgrad.nn import init
 from distgrad.nn.module import Module
 from distgrad.nn.parameter import Parameter
 from distgrad.ops.create import empty
+from distgrad.ops.elementwise import add, mul, pow, square
+from distgrad.ops.shape import expand, narrow, squeeze, unsqueeze
 from distgrad.tensor import Tensor
 
 
@@ -186,3 +188,30 @@ class LocalResponseNorm(Module):
     def extra_repr(self) -> str:
         """Return the size and the constants."""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class CrossMapLRN2d(LocalResponseNorm):
+    """``LocalResponseNorm`` of images as Torch 7 computed it, and PyTorch does.
+
+    A window of even ``size`` is one channel smaller, and its sum is divided by ``size`` all the
+    same; windows beyond the first channel's reach count that channel too.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1) -> None:
+        """Take the number of channels, the factor, the exponent and the additive constant."""
+        super().__init__(size, alpha, beta, k)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input."""
+        if input.ndim != 4:
+            raise ArgumentError(
+                f"CrossMapLRN2d({input._brief()}): Expected 4D input, got {input.ndim}D instead."
+            )
+        reach, squares = (self.size - 1) // 2, square(input)
+        window, rest = 2 * reach + 1, max(input.array.shape[1] - reach - 1, 0)
+        around = F.pad(squares, (0, 0, 0, 0, reach, reach))
+        means = squeeze(F.avg_pool3d(unsqueeze(around, 1), (window, 1, 1), stride=1), 1)
+        first = expand(narrow(squares, 1, 0, 1), (-1, rest, -1, -1))
+        first = F.pad(first, (0, 0, 0, 0, input.array.shape[1] - rest, 0))
+        sums = add(mul(means, window), first)
+        return mul(input, pow(add(mul(sums, self.alpha / self.size), self.k), -self.beta))

@@ -26,6 +26,7 @@ from distgrad.autograd.mode import mode
 from distgrad.backend.device import CPU, array_namespace, device_of, to_device
 from distgrad.distributed.default import default_group
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.nccl import link_of
 from distgrad.errors import ArgumentError
 from distgrad.nn.module import Module
 from distgrad.nn.modules.batchnorm import _BatchNorm
@@ -216,9 +217,9 @@ def _statistics(images: Any, group: ProcessGroup, x: Tensor) -> tuple[Any, Any, 
     centred = images - mean[:, None]
     centred *= centred
     here = xp.concatenate([mean, centred.sum(axis=(0, 2))])
-    rows = _gather(group, count, here)
+    rows, numbers = _gather(group, count, here)
     counts, means, squares = rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
-    total = float(counts.sum())
+    total = float(numbers.sum())
     if total < 2:
         raise ArgumentError(
             f"SyncBatchNorm({x._brief()}): Expected more than 1 value per channel when training, "
@@ -226,17 +227,28 @@ def _statistics(images: Any, group: ProcessGroup, x: Tensor) -> tuple[Any, Any, 
         )
     whole = (counts * means).sum(0) / total
     spread = (squares + counts * (means - whole) ** 2).sum(0) / total
-    both = np.stack([whole, spread]).astype(images.dtype)
+    both = array_namespace(whole).stack([whole, spread]).astype(images.dtype)
     both = to_device(both, device_of(images))
     return both[0], both[1], total
 
 
-def _gather(group: ProcessGroup, number: float, array: Any) -> Any:
-    """Return number and array of every rank, as rows on the host in float64."""
+def _gather(group: ProcessGroup, number: float, array: Any) -> tuple[Any, Any]:
+    """Return number and array of every rank as rows in float64, and the numbers on the host.
+
+    The rows are on the GPU where NCCL brings them, else on the host.
+    """
+    link = link_of(group, array, "statistics")
+    if link is not None:
+        xp = array_namespace(array)
+        numbers = np.zeros(group.size)
+        numbers[group.rank] = number
+        group.all_reduce(numbers)  # the host knows its own, so it waits for no GPU
+        here = xp.concatenate([xp.full(1, number, np.float64), array.astype(np.float64)])
+        return link.turn().all_gathered("all_gather(statistics)", here), numbers
     rows = np.zeros((group.size, 1 + array.size))
     rows[group.rank, 0], rows[group.rank, 1:] = number, to_device(array, CPU)
     group.all_reduce(rows)  # a sum with zeros is exact, and a small one faster than all_gather
-    return rows
+    return rows, rows[:, 0]
 
 
 def _rank_sum(array: Any, group: ProcessGroup, weight: float, weighted: bool) -> Any:
@@ -244,11 +256,11 @@ def _rank_sum(array: Any, group: ProcessGroup, weight: float, weighted: bool) ->
 
     What weighs nothing may be no number, and counts as 0.
     """
-    rows = _gather(group, weight, array)
-    weights, values = rows[:, 0], rows[:, 1:]
+    rows, weights = _gather(group, weight, array)
+    values = rows[:, 1:]
     factors = weights / (weight or 1.0) if weighted else np.ones(len(rows))
-    total = np.zeros(values.shape[1])
-    for factor, row, own in zip(factors, values, weights, strict=True):
+    total = array_namespace(rows).zeros(values.shape[1])
+    for factor, row, own in zip(factors.tolist(), values, weights, strict=True):
         if own or not weighted:
             total += factor * row
     return to_device(total.astype(array.dtype), device_of(array))

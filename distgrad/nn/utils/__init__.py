@@ -1,5 +1,6 @@
-"""Helpers for training: clipping gradients, parameters as one vector."""
+"""Helpers for training: gradients, parameters as functions of others, sequences, pruning."""
 
+from distgrad.nn.utils import parametrizations, parametrize, rnn, stateless
 from distgrad.nn.utils.clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -8,13 +9,41 @@ from distgrad.nn.utils.clip_grad import (
     get_total_norm,
 )
 from distgrad.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+from distgrad.nn.utils.fusion import (
+    fuse_conv_bn_eval,
+    fuse_conv_bn_weights,
+    fuse_linear_bn_eval,
+    fuse_linear_bn_weights,
+)
+from distgrad.nn.utils.init import skip_init
+from distgrad.nn.utils.memory_format import (
+    convert_conv2d_weight_memory_format,
+    convert_conv3d_weight_memory_format,
+)
+from distgrad.nn.utils.spectral_norm import remove_spectral_norm, spectral_norm
+from distgrad.nn.utils.weight_norm import remove_weight_norm, weight_norm
 
 __all__ = [
     "clip_grad_norm",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "convert_conv2d_weight_memory_format",
+    "convert_conv3d_weight_memory_format",
+    "fuse_conv_bn_eval",
+    "fuse_conv_bn_weights",
+    "fuse_linear_bn_eval",
+    "fuse_linear_bn_weights",
     "get_total_norm",
     "parameters_to_vector",
+    "parametrizations",
+    "parametrize",
+    "remove_spectral_norm",
+    "remove_weight_norm",
+    "rnn",
+    "skip_init",
+    "spectral_norm",
+    "stateless",
     "vector_to_parameters",
+    "weight_norm",
 ]

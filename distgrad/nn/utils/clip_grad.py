@@ -18,8 +18,10 @@ import numpy
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import CPU, array_namespace, to_device
 from distgrad.distributed.bucket import OWNED_BLOCK
+from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.reducer import reducer_of
 from distgrad.distributed.sharded import ShardedReducer
+from distgrad.distributed.spread import spread_of
 from distgrad.errors import GradError
 from distgrad.nn.utils.exact import Exact, exact_sum, exact_total, rounded
 from distgrad.tensor import Tensor, wrap
@@ -95,25 +97,44 @@ def _as_norm(total: Any, dtypes: list[Any], norm_type: float, error_if_nonfinite
 
 
 # ---------------------------------------------------------------------- gradients kept by owners
-def _sharded(members: list[Tensor]) -> dict[ShardedReducer, list[Tensor]]:
-    """Return the parameters whose gradients other ranks have a part of, by their reducer."""
-    found: dict[ShardedReducer, list[Tensor]] = {}
+def _group_of(p: Tensor) -> ProcessGroup | None:
+    """Return the ranks that have parts of the gradient of ``p``; None where this one has all."""
+    spread = spread_of(p)
+    if spread is not None:
+        return spread.group
+    reducer = reducer_of(p)
+    return reducer.group if isinstance(reducer, ShardedReducer) and p.grad is None else None
+
+
+def _sharded(members: list[Tensor]) -> dict[ProcessGroup, list[Tensor]]:
+    """Return the parameters whose gradients other ranks have a part of, by their group."""
+    found: dict[ProcessGroup, list[Tensor]] = {}
     for p in members:
-        reducer = reducer_of(p)
-        if isinstance(reducer, ShardedReducer) and p.grad is None:
-            found.setdefault(reducer, []).append(p)
+        group = _group_of(p)
+        if group is not None:
+            found.setdefault(group, []).append(p)
     return found
 
 
-def _pieces(sharded: Mapping[ShardedReducer, list[Tensor]]) -> list[Array]:
-    """Return what this rank has of their gradients."""
-    pieces = [reducer.piece(p) for reducer, params in sharded.items() for p in params]
+def _piece(p: Tensor) -> tuple[bool, Array | None]:
+    """Return whether any rank has a gradient of ``p``, and what this one has of it."""
+    if p.grad is not None:
+        return True, p.grad.array
+    reducer = reducer_of(p)
+    if isinstance(reducer, ShardedReducer):
+        return reducer.has_gradient(p), reducer.piece(p)
+    return False, None
+
+
+def _pieces_elsewhere(members: list[Tensor]) -> list[Array]:
+    """Return what this rank has of gradients that no ``grad`` shows."""
+    pieces = [_piece(p)[1] for p in members if p.grad is None and _group_of(p) is not None]
     return [piece for piece in pieces if piece is not None]
 
 
 def _norm_over_ranks(
     grads: list[Tensor],
-    sharded: Mapping[ShardedReducer, list[Tensor]],
+    sharded: Mapping[ProcessGroup, list[Tensor]],
     norm_type: float,
     error_if_nonfinite: bool,
 ) -> Tensor:
@@ -121,11 +142,11 @@ def _norm_over_ranks(
     arrays, norm_type = [g.array for g in grads], float(norm_type)
     parts = [_host_total([_flat(to_device(a, CPU)) for a in arrays], norm_type)]
     dtypes = [a.dtype for a in arrays]
-    for reducer, params in sharded.items():
-        dtypes += [p.array.dtype for p in params if reducer.has_gradient(p)]
-        mine = [_flat(to_device(a, CPU)) for a in _pieces({reducer: params})]
-        control = reducer.group.channel("control")
-        parts += control.all_gather_object(_host_total(mine, norm_type))
+    for group, params in sharded.items():
+        pieces = [_piece(p) for p in params]
+        dtypes += [p.array.dtype for p, (there, _) in zip(params, pieces, strict=True) if there]
+        mine = [_flat(to_device(a, CPU)) for _, a in pieces if a is not None]
+        parts += group.channel("control").all_gather_object(_host_total(mine, norm_type))
     if not dtypes:
         return wrap(numpy.zeros((), "float32"))
     if math.isinf(norm_type):
@@ -191,7 +212,7 @@ def clip_grads_with_norm_(
             return
     else:
         factor = xp.minimum(factor, 1.0)  # without waiting for the device
-    for piece in _pieces(_sharded(members)):
+    for piece in _pieces_elsewhere(members):
         piece *= factor.astype(piece.dtype)
     for p in members:
         if p.grad is not None:
@@ -235,8 +256,8 @@ def clip_grad_norm_(
         warnings.warn(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
         )
-    grads = [p.grad for p in members if p.grad is not None]
     sharded = _sharded(members)
+    grads = [p.grad for p in members if p.grad is not None and _group_of(p) is None]
     if sharded:
         total_norm = _norm_over_ranks(grads, sharded, norm_type, error_if_nonfinite)
     else:
@@ -264,7 +285,7 @@ def clip_grad_norm(
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
     """Hold every element of every gradient between ``-clip_value`` and ``clip_value``."""
     members = _list(parameters)
-    for piece in _pieces(_sharded(members)):
+    for piece in _pieces_elsewhere(members):
         array_namespace(piece).clip(piece, -float(clip_value), float(clip_value), out=piece)
     for p in members:
         if p.grad is not None:
