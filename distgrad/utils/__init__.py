@@ -1,6 +1,5 @@
-"""Saving and loading, and activation checkpointing."""
+"""Datasets and loaders, and activation checkpointing."""
 
-from distgrad.utils import checkpoint, hooks
-from distgrad.utils.serialization import load, load_file, save, save_file
+from distgrad.utils import checkpoint, data, hooks
 
-__all__ = ["checkpoint", "hooks", "load", "load_file", "save", "save_file"]
+__all__ = ["checkpoint", "data", "hooks"]
