@@ -4,8 +4,8 @@
 
 The job ``scaling`` runs on two hosts and measures the network. With what it found there, steps on
 more hosts are predicted, and beside them stands what real runs on so many hosts take. All hosts
-share this machine's cores, so compute is measured anew for each number of ranks; the communication
-that a step waits for is what the model has to know.
+share this machine's cores, so compute, and how much ranks slow each other down, are measured anew
+for each number of ranks; the communication that a step waits for is what the model has to know.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from namespaces import Hosts, possible
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from distgrad.launch.jobs.scaling import Network, Step, exposed_s, predicted_s
+from distgrad.launch.jobs.scaling import Network, Step, crowded, exposed_s, predicted_s
 
 JOB = ["-m", "distgrad.launch", "--job", "scaling", "--micro-batch", "2"]
 
@@ -53,15 +53,18 @@ def main() -> None:
         f"{options.ranks[0]} hosts: alpha {network.alpha * 1e6:.0f} us, gap "
         f"{network.gap * 1e6:.1f} us, {8e-6 / network.beta:.0f} Mbit/s"
     )
-    print("ranks  compute ms  exposed: predicted  measured   step: predicted  measured      off")
+    print(
+        "ranks  crowding  compute ms  exposed: predicted  measured   step: predicted  measured  off"
+    )
     for row in found:
         ranks, measured = row["ranks"], row["measured_s"]
         step = Step(**row["step"])
-        waits, whole = exposed_s(network, step, ranks), predicted_s(network, step, ranks)
+        there = crowded(network, row["network"]["crowding"])
+        waits, whole = exposed_s(there, step, ranks), predicted_s(there, step, ranks)
         print(
-            f"{ranks:>5}{step.seconds * 1e3:12.1f}{waits * 1e3:20.1f}"
+            f"{ranks:>5}{there.crowding:10.2f}{step.seconds * 1e3:12.1f}{waits * 1e3:20.1f}"
             f"{(measured - step.seconds) * 1e3:10.1f}{whole * 1e3:18.1f}{measured * 1e3:10.1f}"
-            f"{whole / measured - 1:9.0%}"
+            f"{whole / measured - 1:5.0%}"
         )
 
 

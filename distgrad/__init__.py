@@ -4,7 +4,11 @@
 from math import e, inf, nan, pi
 
 from distgrad import (
+    accelerator,
+    amp,
     autograd,
+    backends,
+    cuda,
     distributed,
     distributions,
     func,
@@ -13,9 +17,13 @@ from distgrad import (
     nn,
     ops,
     optim,
+    serialization,
     signal,
     utils,
 )
+from distgrad.amp import GradScaler, autocast
+from distgrad.amp.state import *
+from distgrad.as_torch import as_torch
 from distgrad.autograd.anomaly import (
     is_anomaly_check_nan_enabled,
     is_anomaly_enabled,
@@ -30,6 +38,7 @@ from distgrad.autograd.mode import (
     no_grad,
     set_grad_enabled,
 )
+from distgrad.backend import promises, threads
 from distgrad.backend.device import device, get_default_device, set_default_device
 from distgrad.backend.dtype import (
     bfloat16,
@@ -74,7 +83,10 @@ from distgrad.backend.layout import (
     preserve_format,
     strided,
 )
+from distgrad.backend.promises import *
+from distgrad.backend.threads import *
 from distgrad.distributed import optim as _distributed_optim  # noqa: F401  a module of its own
+from distgrad.errors import AcceleratorError, OutOfMemoryError
 from distgrad.func.vmap import vmap
 from distgrad.ops import fft, random
 from distgrad.ops import linalg_names as linalg
@@ -124,6 +136,7 @@ from distgrad.ops.pool import *
 from distgrad.ops.probability import igamma, igammac, mvlgamma
 from distgrad.ops.random import *
 from distgrad.ops.ranges import *
+from distgrad.ops.recurrent_layers import *
 from distgrad.ops.reduce import *
 from distgrad.ops.reflect import geqrf, ormqr
 from distgrad.ops.reflect import householder_product as orgqr
@@ -134,6 +147,7 @@ from distgrad.ops.scatter import *
 from distgrad.ops.segments import *
 from distgrad.ops.segments import segment_reduce as _segment_reduce  # noqa: F401  PyTorch has both
 from distgrad.ops.shape import *
+from distgrad.ops.sharing import frombuffer
 from distgrad.ops.signal import *
 from distgrad.ops.sort import *
 from distgrad.ops.special import *
@@ -151,21 +165,30 @@ from distgrad.ops.statistics import (
 )
 from distgrad.ops.storage import *
 from distgrad.ops.triangular import cholesky_inverse, cholesky_solve
+from distgrad.ops.typed import *
 from distgrad.ops.windows import (
     channel_shuffle,
     native_channel_shuffle,
     pixel_shuffle,
     pixel_unshuffle,
 )
+from distgrad.serialization import load, save
 from distgrad.tensor import Size, Tensor
-from distgrad.utils.serialization import load, save
 from distgrad.version import __version__
 
 __all__ = [
+    "AcceleratorError",
+    "GradScaler",
+    "OutOfMemoryError",
     "Size",
     "Tensor",
     "__version__",
+    "accelerator",
+    "amp",
+    "as_torch",
+    "autocast",
     "autograd",
+    "backends",
     "bfloat16",
     "bool",
     "can_cast",
@@ -183,6 +206,7 @@ __all__ = [
     "corrcoef",
     "cov",
     "ctc_loss",
+    "cuda",
     "device",
     "dist",
     "distributed",
@@ -198,6 +222,7 @@ __all__ = [
     "float32",
     "float64",
     "frobenius_norm",
+    "frombuffer",
     "func",
     "futures",
     "geqrf",
@@ -260,6 +285,7 @@ __all__ = [
     "renorm",
     "result_type",
     "save",
+    "serialization",
     "set_anomaly_enabled",
     "set_default_device",
     "set_default_dtype",
@@ -277,6 +303,9 @@ __all__ = [
     "utils",
     "vmap",
 ]
+__all__ += amp.state.__all__
+__all__ += promises.__all__
+__all__ += threads.__all__
 __all__ += ops.activation.__all__
 __all__ += ops.adaptive.__all__
 __all__ += ops.arrange.__all__
@@ -306,6 +335,7 @@ __all__ += ops.norm.__all__
 __all__ += ops.pool.__all__
 __all__ += ops.random.__all__
 __all__ += ops.ranges.__all__
+__all__ += ops.recurrent_layers.__all__
 __all__ += ops.reduce.__all__
 __all__ += ops.replace.__all__
 __all__ += ops.rounding.__all__
@@ -316,3 +346,4 @@ __all__ += ops.sort.__all__
 __all__ += ops.signal.__all__
 __all__ += ops.special.__all__
 __all__ += ops.storage.__all__
+__all__ += ops.typed.__all__

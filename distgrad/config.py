@@ -122,13 +122,29 @@ _SAME = one_of("off", "run", "world")
 
 
 def _stage(text: str) -> int:
-    return int(one_of("0", "1", "2")(text))
+    return int(one_of("0", "1", "2", "3")(text))
 
 
 TABLE = (
     # of the library itself
     Switch("keep_memory", "engine", flag, True, "", "keep freed host memory for the next step"),
     Switch("stall_s", "engine", _NUMBER, 60.0, "S", "seconds until a waiting rank asks the others"),
+    Switch(
+        "cuda_aware",
+        "engine",
+        one_of("auto", "0", "1"),
+        "auto",
+        "auto|0|1",
+        "whether MPI takes memory of a GPU (auto: if it says so)",
+    ),
+    Switch(
+        "loader_workers",
+        "engine",
+        one_of("threads", "fork", "spawn", "forkserver"),
+        "threads",
+        "KIND",
+        "what a DataLoader's workers are, where the program does not say",
+    ),
     # what to run and where
     Switch("nproc", "launch", ranks, None, "N|auto", "start N ranks with the matching mpirun", "n"),
     Switch("hosts", "launch", str, None, "H1:2,H2:2", "hosts and slots for --nproc"),
@@ -136,6 +152,7 @@ TABLE = (
     Switch("run_dir", "launch", str, None, "DIR", "run directory (default: runs/TIME-NAME)"),
     Switch("threads", "launch", _COUNT, None, "N", "BLAS threads of a rank (default: share cores)"),
     Switch("determinism", "launch", _SAME, None, "off|run|world", "where bits are the same"),
+    Switch("as_torch", "launch", flag, False, "", "let import torch mean distgrad"),
     # how to run a job
     Switch("job", "run", str, "textgpt", "NAME", "built-in job, or dotted path of your own"),
     Switch("resume", "run", str, "auto", "auto|latest|PATH|never", "checkpoint to go on from"),
@@ -148,7 +165,7 @@ TABLE = (
     Switch("micro_batch", "job", _COUNT, None, "N", "samples a forward pass on one rank"),
     Switch("lr", "job", _NUMBER, None, "X", "peak learning rate"),
     Switch("seed", "job", number(int, 0), None, "N", "seed of initialisation and data order"),
-    Switch("zero", "job", _stage, None, "0|1|2", "share out optimizer state, then gradients too"),
+    Switch("zero", "job", _stage, None, "0|1|2|3", "share out state, gradients, parameters"),
     Switch("device", "job", one_of("auto", "cpu", "cuda"), None, "auto|cpu|cuda", "device"),
     Switch("data", "job", str, None, "FILE", "your own data instead of the job's"),
     Switch("log_every", "job", _EVERY, None, "N", "steps between log lines, -1: never"),

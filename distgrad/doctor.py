@@ -21,6 +21,7 @@ import numpy as np
 
 from distgrad import distributed
 from distgrad.config import unknown_variables
+from distgrad.distributed.cuda_aware import in_words
 from distgrad.distributed.env import world_from_env
 from distgrad.errors import DistgradError, MissingExtra
 from distgrad.launch import blas, spawn
@@ -68,7 +69,16 @@ def blas_name() -> str:
 
 def checks() -> list[Check]:
     """Return every finding about this machine."""
-    found = [_python(), _numpy(), _safetensors(), *_mpi(), _cupy(), _cores(), *_shared_memory()]
+    found = [
+        _python(),
+        _numpy(),
+        _safetensors(),
+        *_mpi(),
+        _cupy(),
+        *_gpu_ways(),
+        _cores(),
+        *_shared_memory(),
+    ]
     return found + [
         Check("environment", "warn", text, "correct or unset it") for text in unknown_variables()
     ]
@@ -157,6 +167,27 @@ def _cuda(wheel: str) -> Check:
     reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
     fix = "install an NVIDIA driver that knows this CUDA, or stay with --device cpu"
     return Check("cupy", "warn", f"{wheel}: {reason}", fix)
+
+
+def _gpu_ways() -> list[Check]:
+    """Return how tensors on GPUs travel: whether there is NCCL, and an MPI that takes them."""
+    wheel = next((d for d in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _version(d)), None)
+    if wheel is None:
+        return []
+    major = "13" if "13" in wheel else "12"
+    program = "from cupy.cuda import nccl; print(nccl.get_version() if nccl.available else 0)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TEST_TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+    version = int(done.stdout.strip() or 0)
+    text = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    fix = f"for several GPUs: pip install nvidia-nccl-cu{major}"
+    nccl = Check("nccl", "ok", text) if version else Check("nccl", "absent", "is not found", fix)
+    if _version("mpi4py") is None:
+        return [nccl]
+    return [nccl, Check("CUDA-aware MPI", "ok", in_words())]
 
 
 def _cores() -> Check:

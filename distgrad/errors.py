@@ -34,6 +34,14 @@ class DeviceError(DistgradError, RuntimeError):
     """A device that is missing, or operands on different devices."""
 
 
+class AcceleratorError(DistgradError, RuntimeError):
+    """A failure of a GPU."""
+
+
+class OutOfMemoryError(AcceleratorError, MemoryError):
+    """An array that the memory of its device has no room for."""
+
+
 class GradError(DistgradError, RuntimeError):
     """A use of autograd that has no meaning, such as a second pass through a freed graph."""
 
@@ -44,6 +52,10 @@ class ArgumentError(DistgradError, ValueError):
 
 class EmptyListError(ShapeError, ArgumentError):
     """No tensor where one at least is needed."""
+
+
+class ConflictError(ArgumentError, RuntimeError):
+    """Arguments that do not go together, where PyTorch raises RuntimeError."""
 
 
 class ArgumentTypeError(DistgradError, TypeError):
@@ -125,7 +137,10 @@ def _reason(
     if type(error).__name__ == "AxisError":
         return IndexOutOfRange, _axis_text(error, operands)
     if isinstance(error, MemoryError):
-        return DistgradError, f"out of memory ({text}); use a smaller batch or free tensors first"
+        return (
+            OutOfMemoryError,
+            f"out of memory ({text}); use a smaller batch or free tensors first",
+        )
     if "broadcast" in text or "core dimension" in text or "aligned" in text:
         return ShapeError, _broadcast_text(op, operands, text)
     if "not supported for the input types" in text:

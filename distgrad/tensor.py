@@ -152,8 +152,7 @@ class Tensor:
     _detached_at = -1  # when detach_ cut it off
     _grad_dtype: Any = "own"  # of the gradient; None: any
 
-    __array_ufunc__ = None  # numpy_array * tensor calls Tensor.__rmul__
-    __array_priority__ = 1000
+    __array_priority__ = 1000  # numpy_array * tensor calls Tensor.__rmul__
 
     def __init__(self, *data: Any, dtype: Any = None, device: Any = None) -> None:
         """Make a float tensor of the given sizes (uninitialised) or from nested sequences."""
@@ -532,6 +531,11 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return numpy.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_wrap__(self, array: Any, context: Any = None, scalar: bool = False) -> Tensor:
+        """Return what a function of NumPy made of this tensor as one; truth values as uint8."""
+        array = numpy.asarray(array)
+        return wrap(array.astype(numpy.uint8) if array.dtype == bool else array)
 
     def __dlpack__(self, **options: Any) -> Any:
         if self.requires_grad:

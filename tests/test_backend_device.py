@@ -58,7 +58,7 @@ def test_devices_compare_by_type_and_number():
     assert len({device("cuda:1"), device("cuda", 1), device(1)}) == 1
 
 
-@pytest.mark.parametrize("name", ["meta", "mps", "xpu", "cuda:x", "cuda:-1", "cuda:01", "", "CPU"])
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", "cuda:01", "", "CPU"])
 def test_other_names_are_refused_with_the_possible_ones(name):
     with pytest.raises(DeviceError, match="use 'cpu'"):
         device(name)
@@ -125,3 +125,10 @@ def test_devices_are_named_as_in_pytorch(args):
     torch = pytest.importorskip("torch")
     assert repr(device(*args)) == repr(torch.device(*args))
     assert str(device(*args)) == str(torch.device(*args))
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu"])
+def test_other_kinds_of_pytorch_are_names_only(name):
+    assert device(name).type == name != "cpu"
+    with pytest.raises(DeviceError, match="no arrays on this kind of device"):
+        dev.namespace_of(device(name))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ import pytest
 
 from distgrad.distributed.env import find_mpirun
 from distgrad.distributed.reduction import SMALL_BYTES
+from distgrad.distributed.threads import run_ranks
 from distgrad.errors import ConfigError
 from distgrad.launch.jobs.allreduce_bench import BenchConfig, sizes
 from distgrad.launch.jobs.scaling import (
@@ -20,7 +22,9 @@ from distgrad.launch.jobs.scaling import (
     Step,
     all_reduce_cost,
     alone_s,
+    crowded,
     exposed_s,
+    measure_crowding,
     predicted_s,
 )
 from distgrad.launch.plot import Axis, LogAxis, curves_svg
@@ -129,3 +133,15 @@ def test_equal_ratios_are_equally_far_apart_and_points_outside_are_left_out():
     points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
     assert len(points) == 3
     assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.2)
+
+
+def test_ranks_that_share_cores_pay_more_for_messages_and_not_for_the_wire():
+    there = crowded(replace(NETWORK, crowding=1.5), 3.0)
+    assert there == Network(2e-3, 2e-5, 1e-8, 2e-9, crowding=3.0)
+    step = Step(0.1, 0.1, ((0.1, BYTES),))
+    assert predicted_s(there, step, 4) > predicted_s(NETWORK, step, 4)
+
+
+def test_crowding_is_measured_by_all_ranks_alike():
+    found = run_ranks(2, lambda group: measure_crowding(group, 3))
+    assert found[0] == found[1] >= 1.0

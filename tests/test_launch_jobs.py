@@ -105,7 +105,8 @@ def test_a_killed_run_goes_on_with_the_same_bits(whole, text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((1, 2), (2, 3)), ((2, 3), (1, 1)), ((0, 1), (2, 2))]
+    ("before", "after"),
+    [((1, 2), (2, 3)), ((2, 3), (1, 1)), ((0, 1), (2, 2)), ((3, 3), (0, 1)), ((2, 2), (3, 2))],
 )
 def test_a_run_goes_on_on_other_ranks_with_state_shared_out_otherwise(
     whole, text, tmp_path, before, after

@@ -356,3 +356,12 @@ def test_infinities_and_nan_come_without_a_warning():
     assert (1 / x)[0].item() == math.inf
     assert x.log().isnan().tolist() == [False, True, False]
     assert (x * 1e10).isinf().tolist() == [False, False, True]
+
+
+def test_an_option_may_be_a_tensor_of_one_number():
+    x = dg.tensor([1.0, 2.0])
+    assert dg.add(x, x, alpha=dg.tensor(2.0)).tolist() == [3.0, 6.0]
+    x.addcmul_(x, x, value=dg.tensor(-1.0))
+    assert x.tolist() == [0.0, -2.0]
+    with pytest.raises(ShapeError, match="alpha"):
+        dg.add(x, x, alpha=dg.tensor([1.0, 2.0]))

@@ -39,6 +39,7 @@ from distgrad.autograd.outputs import by_name
 from distgrad.autograd.samples import Sample
 from distgrad.autograd.source import Operand, Plan, bare_source, call_source, pull_source
 from distgrad.autograd.traced import is_traced, namespace_of_plain, traced_call
+from distgrad.backend import dtype as _dtype
 from distgrad.backend import numpy_backend
 from distgrad.backend.device import (
     HOST_CACHES,
@@ -48,7 +49,6 @@ from distgrad.backend.device import (
 )
 from distgrad.backend.dtype import (
     DEFAULT_CACHES,
-    MODULE_PREFIX,
     as_numpy,
     default_float,
     joint_type,
@@ -370,7 +370,7 @@ def named_results(name: str, fields: list[str]) -> Any:
 
 def _show_results(self: Any) -> str:
     parts = ",\n".join(f"{n}={v!r}" for n, v in zip(self._fields, self, strict=True))
-    return f"{MODULE_PREFIX}.return_types.{type(self).__name__}(\n{parts})"
+    return f"{_dtype.MODULE_PREFIX}.return_types.{type(self).__name__}(\n{parts})"
 
 
 def _name_saved(self: Operation) -> None:
@@ -573,7 +573,15 @@ def _answer(
     if isinstance(error, Unlike):
         alike = {n: [convert(t, error.dtype) for t in ts] for n, ts in operands.items()}
         return op.function(**alike, **options)
+    numbers = {n: v.item() for n, v in options.items() if _is_a_number(v)}
+    if numbers:
+        return op.function(**operands, **(options | numbers))
     return recover(name, error, operands, options)
+
+
+def _is_a_number(option: Any) -> bool:
+    """Return whether PyTorch takes the tensor ``option`` for the number in it."""
+    return isinstance(option, Tensor) and not (option.array.ndim or option.requires_grad)
 
 
 def recover(name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]) -> Any:

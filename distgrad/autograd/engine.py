@@ -75,6 +75,11 @@ class _State(threading.local):
 _state = _State()
 
 
+def in_backward() -> bool:
+    """Return whether this thread is inside a backward."""
+    return _state.callbacks is not None
+
+
 def queue_callback(function: Callable[[], None]) -> None:
     """Call ``function()`` once at the end of the backward that is running in this thread.
 

@@ -299,7 +299,9 @@ def pull_source(p: Plan, graph: bool) -> str:
     kinds = dict(p.operands)
     lines = ["s = self.saved", "if s is None: raise _freed(self)"]
     tensors = [n for n in p.kept if n in kinds]
-    out = f"{_index(p, 'out')} is not None" if "out" in p.kept else p.outputs is not None
+    several = any(flag and name in p.kept for name, flag in (p.outputs or {}).items())
+    single = "out" in p.kept and p.outputs is None
+    out = f"{_index(p, 'out')} is not None" if single else several
     if tensors or out:
         flat = "".join(f"{'*' * (kinds[n] == 'list')}{_index(p, n)}, " for n in tensors)
         lines.append(f"if self.clock < _clock.changed: _check(self, ({flat}), {out})")
@@ -345,10 +347,11 @@ def _separate(p: Plan, graph: bool) -> list[str]:
 
 def _value(p: Plan, name: str, graph: bool) -> str:
     """Return the expression that a rule gets for the name it asks for."""
+    probe = "g[0]" if _slotted(p) else "g"
     fixed = {
         "F": "F",
         "g": "g",
-        "xp": "(_np if type(g) is _ndarray else _xp_of(g))",
+        "xp": f"(_np if type({probe}) is _ndarray else _xp_of({probe}))",
         "needs": "tuple([_e is not None for _e in self._edges])",
     }
     if name in fixed:

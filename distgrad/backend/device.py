@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import re
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from distgrad.backend import numpy_backend
 from distgrad.errors import ArgumentTypeError, DeviceError
 from distgrad.typing import Array, Namespace
 
+_ONLY_NAMES = ("meta", "mps", "xpu")  # PyTorch's, which programs compare with
 _TEXT = re.compile(r"([a-z]+)(?::(0|[1-9][0-9]*))?")
 
 
@@ -83,7 +85,7 @@ def _parse(text: str, index: int | None) -> tuple[str, int | None]:
             "use 'cpu', 'cuda' or 'cuda:<number>'"
         )
     kind = match[1]
-    if kind not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda", *_ONLY_NAMES):
         raise DeviceError(
             f"device({text!r}): there is no device type {kind!r} here; use 'cpu' or 'cuda'"
         )
@@ -127,12 +129,40 @@ _CUDA_COUNT = 0  # 0: not looked yet, or none found
 HOST_CACHES: list[dict[Any, Any]] = []
 
 
+def _no_rank() -> int | None:
+    return None
+
+
+_local_rank: Callable[[], int | None] = _no_rank
+
+
+def choose_gpu_by(local_rank: Callable[[], int | None]) -> None:
+    """Let this process start with the GPU of its number among the ranks of its host.
+
+    Args:
+        local_rank: returns that number, or None; asked before the first call of CuPy. A rank that
+            uses GPU 0 first would keep memory there for good.
+    """
+    global _local_rank
+    _local_rank = local_rank
+
+
+def bind_gpu(d: device) -> None:
+    """Make GPU ``d`` the current one of this thread, before anything lies on another.
+
+    Raises:
+        DeviceError: there is no such GPU.
+    """
+    if d.type == "cuda" and d.index is not None:
+        _cuda_backend(f"device({str(d)!r})", d.index, use=True)
+
+
 def cuda_in_use() -> bool:
     """Whether a GPU was asked for, so that there may be arrays on it."""
     return _CUDA_COUNT > 0
 
 
-def _cupy(asked: str) -> ModuleType:
+def cupy_module(asked: str) -> ModuleType:
     """CuPy with a working GPU behind it; ``asked`` is what the user wrote."""
     global _CUDA_COUNT
     try:
@@ -154,6 +184,9 @@ def _cupy(asked: str) -> ModuleType:
                 f"GPU ({reason}); install or expose a driver and a GPU that fit this CuPy, "
                 "or use device 'cpu'"
             )
+        rank = _local_rank()
+        if rank is not None:
+            cupy.cuda.Device(rank % _CUDA_COUNT).use()
         for cache in HOST_CACHES:
             cache.clear()
     module: ModuleType = cupy
@@ -163,7 +196,7 @@ def _cupy(asked: str) -> ModuleType:
 def cuda_device_count() -> int:
     """The number of GPUs that can be used; 0 without CuPy or without a driver."""
     try:
-        _cupy("cuda_device_count()")
+        cupy_module("cuda_device_count()")
     except DeviceError:
         return 0
     return _CUDA_COUNT
@@ -174,13 +207,15 @@ def is_cuda_available() -> bool:
     return cuda_device_count() > 0
 
 
-def _cuda_backend(asked: str, index: int | None) -> ModuleType:
-    _cupy(asked)
+def _cuda_backend(asked: str, index: int | None, use: bool = False) -> ModuleType:
+    cupy = cupy_module(asked)
     if index is not None and index >= _CUDA_COUNT:
         raise DeviceError(
             f"{asked}: there are {_CUDA_COUNT} GPUs, numbered from 0; "
             f"use 'cuda:{_CUDA_COUNT - 1}' or a lower number"
         )
+    if use:  # before the import below, which may touch the current one
+        cupy.cuda.Device(index).use()
     from distgrad.backend import cupy_backend  # it imports CuPy
 
     return cupy_backend
@@ -224,8 +259,14 @@ def namespace_of(d: device) -> Namespace:
     """The module of functions for arrays on device ``d``.
 
     Raises:
-        DeviceError: for ``cuda`` without CuPy, without a driver, or with too high a number.
+        DeviceError: for ``cuda`` without CuPy, without a driver, or with too high a number; for
+            kinds of devices that have only a name here.
     """
+    if d.type in _ONLY_NAMES:
+        raise DeviceError(
+            f"device({str(d)!r}): there are no arrays on this kind of device here; use 'cpu' or "
+            "'cuda'"
+        )
     return numpy_backend if d.type == "cpu" else _cuda_backend(f"device({str(d)!r})", d.index)
 
 
@@ -253,6 +294,6 @@ def to_device(array: Array, d: device) -> Array:
         return host
     if is_on(array, d):
         return array
-    cupy = _cupy(f"device({str(d)!r})")
+    cupy = cupy_module(f"device({str(d)!r})")
     with cupy.cuda.Device(d.index):
         return array.copy() if here is there else there.asarray(array)

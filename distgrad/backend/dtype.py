@@ -13,6 +13,13 @@ from distgrad.errors import ArgumentTypeError, DtypeError, MissingExtra
 #: What stands before a type's name when it is printed.
 MODULE_PREFIX = "distgrad"
 
+
+def print_as(package: str) -> None:
+    """Let ``package`` stand before the names of types: programs compare what they print."""
+    global MODULE_PREFIX
+    MODULE_PREFIX = package
+
+
 #: The class itself, for annotations inside it: there ``dtype`` means its attribute.
 DType: TypeAlias = "dtype"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distgrad.backend.dtype import MODULE_PREFIX
+from distgrad.backend import dtype as _dtype
 from distgrad.errors import ShapeError
 
 
@@ -17,7 +17,7 @@ class _Named:
         self._name = name
 
     def __repr__(self) -> str:
-        return f"{MODULE_PREFIX}.{self._name}"
+        return f"{_dtype.MODULE_PREFIX}.{self._name}"
 
     def __reduce__(self) -> str:
         return self._name

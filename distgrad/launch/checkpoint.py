@@ -17,8 +17,8 @@ from typing import Any
 
 from distgrad.errors import CheckpointError
 from distgrad.launch.rundir import write_json
+from distgrad.serialization import load_file, save_file
 from distgrad.tensor import Tensor
-from distgrad.utils.serialization import load_file, save_file
 
 FORMAT = 1
 

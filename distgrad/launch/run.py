@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distgrad import distributed
+from distgrad.as_torch import as_torch
 from distgrad.config import SWITCHES, unknown_variables
 from distgrad.distributed.env import WorldHint, world_from_env
 from distgrad.distributed.failure import exit_status
 from distgrad.distributed.group import ProcessGroup
 from distgrad.doctor import software
 from distgrad.errors import CheckpointError, ConfigError, DistributedError, MissingExtra
-from distgrad.launch import blas, jobs, rundir, signals, spawn, streams
+from distgrad.launch import blas, jobs, ranks, rundir, signals, spawn, streams
 from distgrad.launch.args import (
     Command,
     Expectation,
@@ -207,6 +208,10 @@ class Launch:
         if group.size > 1 or self.resolved["run_dir"]:
             self._open(stack, group, name if module else Path(name).stem)
         sys.argv = [name, *self.target.argv]
+        if self.resolved["as_torch"]:
+            as_torch()
+        if group.size > 1 or self.resolved["nproc"]:
+            os.environ.update(ranks.variables(group))
         if module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
@@ -268,7 +273,9 @@ class Launch:
         assert agreed is not None
         run = self.rundir = agreed[0]
         run.make()
-        stack.enter_context(streams.captured(group.rank, group.size, run.log(group.rank)))
+        shown = group.rank == 0 or bool(self.resolved["as_torch"])
+        log = run.log(group.rank)
+        stack.enter_context(streams.captured(group.rank, group.size, log, shown=shown))
         if group.rank == 0:
             settings = {key: asdict(value) for key, value in self.resolved.settings.items()}
             rundir.write_json(run.path / "config.json", settings)

@@ -1,4 +1,7 @@
-"""Where a rank's output goes: the console shows rank 0 and all errors, a file holds everything."""
+"""Where a rank's output goes: the console shows rank 0 and all errors, a file holds everything.
+
+Programs of PyTorch print on every rank, as under torchrun: there the console shows all of them.
+"""
 
 from __future__ import annotations
 
@@ -97,25 +100,26 @@ def _split(text: str) -> list[str]:
 
 
 @contextmanager
-def captured(rank: int, size: int, log: Path) -> Iterator[None]:
+def captured(rank: int, size: int, log: Path, *, shown: bool) -> Iterator[None]:
     """Return a context in which the output of ``rank`` of ``size`` goes where it belongs.
 
-    Rank 0 prints to the console, the other ranks to their log only, C code and children included;
-    errors of all ranks are shown, with the rank before each line where there are several.
+    A rank that is ``shown`` prints to the console and its log, others to their log only, C code and
+    children included; errors of all ranks are shown, with the rank before each line where there are
+    several.
     """
     before = sys.stdout, sys.stderr
-    saved = os.dup(1) if rank else -1
+    saved = -1 if shown else os.dup(1)
     with log.open("a", encoding="utf-8", buffering=1, errors="backslashreplace") as file:
         if size > 1:
             errors: Tee = PrefixedTee(before[1], file, f"[rank {rank}] ")
         else:
             errors = Tee(before[1], file)
-        if rank:
+        if shown:
+            sys.stdout = Tee(before[0], file)
+        else:
             before[0].flush()
             os.dup2(file.fileno(), 1)
             sys.stdout = file
-        else:
-            sys.stdout = Tee(before[0], file)
         sys.stderr = errors
         try:
             yield
@@ -124,6 +128,6 @@ def captured(rank: int, size: int, log: Path) -> Iterator[None]:
             if isinstance(errors, PrefixedTee):
                 errors.finish()
             sys.stdout, sys.stderr = before
-            if rank:
+            if not shown:
                 os.dup2(saved, 1)
                 os.close(saved)

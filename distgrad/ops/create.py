@@ -356,10 +356,25 @@ def from_numpy(ndarray: Any) -> Tensor:
     return wrap(ndarray.view(numpy.ndarray) if type(ndarray) is not numpy.ndarray else ndarray)
 
 
+class _Capsule:
+    """A DLPack capsule of host memory, as an object that speaks DLPack."""
+
+    def __init__(self, capsule: Any) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
 def from_dlpack(ext_tensor: Any) -> Tensor:
-    """Return a tensor on the memory of any object that speaks DLPack."""
+    """Return a tensor on the memory of any object that speaks DLPack, or of a capsule."""
     if isinstance(ext_tensor, Tensor):
         return ext_tensor.detach()
+    if type(ext_tensor).__name__ == "PyCapsule":
+        ext_tensor = _Capsule(ext_tensor)
     kind = ext_tensor.__dlpack_device__()[0]
     if kind in (2, 3, 13):  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
         return wrap(namespace_of(Device("cuda")).from_dlpack(ext_tensor))

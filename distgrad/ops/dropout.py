@@ -14,7 +14,7 @@ from distgrad.ops.activation import inplace_option
 from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.elementwise import add, mul
 from distgrad.tensor import Tensor, wrap
-from distgrad.typing import Shape
+from distgrad.typing import Array, Shape
 
 __all__ = [
     "alpha_dropout", "alpha_dropout_", "dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -56,10 +56,27 @@ def _check_chance(name: str, input: Tensor, p: float, training: bool) -> None:
 
 def _noise(input: Tensor, p: float, shape: Shape) -> Tensor:
     """Return 0 with probability ``p``, else 1 / (1 - p)."""
-    kept = current_generator().bernoulli(shape, 1 - p).astype(input.array.dtype)
+    kept = _drawn(input, p, shape).astype(input.array.dtype)
     if p < 1:
         kept *= input.array.dtype.type(1 / (1 - p))
     return wrap(to_device(kept, device_of(input.array)))
+
+
+def _drawn(input: Tensor, p: float, shape: Shape) -> Array:
+    """Return True with probability 1 - ``p``, drawn in the order in which ``input`` lies in memory.
+
+    So PyTorch draws for elements; for whole channels (another ``shape``) in the order of indices.
+    """
+    source, strides = current_generator(), getattr(input.array, "strides", None)
+    order = list(range(len(shape)))
+    if strides is not None and shape == input.array.shape:  # a traced array has no strides
+        own = [s for s, n in zip(strides, shape, strict=True) if n > 1]
+        if all(s > 0 for s in own):
+            order.sort(key=lambda d: -strides[d])
+    drawn = source.bernoulli(tuple(shape[d] for d in order), 1 - p)
+    if order == sorted(order):
+        return drawn
+    return drawn.transpose([order.index(d) for d in range(len(order))])
 
 
 @inplace_option
@@ -179,7 +196,7 @@ def _alpha_dropped(input: Tensor, p: float, shape: Shape) -> Tensor:
     if p == 1:
         return mul(input, _noise(input, p, shape))
     place = device_of(input.array)
-    kept = current_generator().bernoulli(shape, 1 - p).astype(input.array.dtype)
+    kept = _drawn(input, p, shape).astype(input.array.dtype)
     a = 1 / ((_ALPHA * _ALPHA * p + 1) * (1 - p)) ** 0.5
     kind = input.array.dtype.type
     shift = (kept - kind(1)) * kind(_ALPHA * a)

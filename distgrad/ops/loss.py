@@ -709,8 +709,8 @@ def kl_div(
     if log_target:
         loss = exp(target) * (target - input)
     else:
-        positive_ = target > 0
-        loss = target * log(where(positive_, target, 1.0)) - target * input
+        present = target != 0  # a negative target gives nan, as a logarithm should
+        loss = target * log(where(present, target, 1.0)) - target * input
     loss = reduced(loss, reduction)
     return loss / input.array.shape[0] if batchmean and input.ndim else loss
 

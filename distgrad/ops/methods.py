@@ -128,6 +128,8 @@ def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         return f"{dtypes.MODULE_PREFIX}.{place}{_TYPE_NAMES.get(name, name)}"
     if isinstance(dtype, str):
         dtype = _TYPES.get(dtype.rpartition(".")[2], dtype)
+    elif isinstance(dtype, type):  # such as dg.FloatTensor
+        dtype = getattr(dtype, "dtype", dtype)
     return to(self, dtype=dtype)
 
 

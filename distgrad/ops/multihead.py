@@ -20,7 +20,7 @@ from distgrad.ops.elementwise import add, mul
 from distgrad.ops.join import cat, chunk
 from distgrad.ops.matmul import linear, matmul
 from distgrad.ops.reduce import mean
-from distgrad.ops.shape import expand, reshape, squeeze, transpose, unsqueeze
+from distgrad.ops.shape import expand, permute, reshape, squeeze, transpose, unsqueeze
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Shape
 
@@ -108,8 +108,8 @@ def multi_head_attention_forward(
     if weights is not None and average_attn_weights:
         weights = mean(weights, 1)
     if single:
-        return squeeze(out, 0), None if weights is None else squeeze(weights, 0)
-    return transpose(out, 0, 1), weights
+        return squeeze(out, 1), None if weights is None else squeeze(weights, 0)
+    return out, weights
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int) -> None:
@@ -169,9 +169,9 @@ def _split(t: Tensor, heads: int) -> Tensor:
 
 
 def _merge(t: Tensor) -> Tensor:
-    """Return (N, ·, E), the opposite of `_split`."""
+    """Return (·, N, E), in memory too: dropout draws in that order, and PyTorch's is this one."""
     batch, heads, length, width = t.array.shape
-    return reshape(transpose(t, 1, 2), (batch, length, heads * width))
+    return reshape(permute(t, (2, 0, 1, 3)), (length, batch, heads * width))
 
 
 def _static(t: Tensor, given: Tensor | None, q: Tensor) -> Tensor:

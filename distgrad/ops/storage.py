@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy
+
 from distgrad.autograd.declare import as_method, as_property, op, recover
 from distgrad.autograd.inplace import refuse_leaf
 from distgrad.autograd.mode import mode
 from distgrad.autograd.samples import case, real
 from distgrad.autograd.traced import innermost
-from distgrad.backend.device import array_namespace, device, device_of
+from distgrad.backend.device import array_namespace, device_of, to_device
+from distgrad.backend.device import device as Device
 from distgrad.backend.layout import layout, strided
 from distgrad.errors import GradError, ShapeError
 from distgrad.ops.shape import squeeze, t, transpose, unsqueeze
@@ -391,10 +394,51 @@ class UntypedStorage:
 
     size = __len__ = nbytes
 
+    @classmethod
+    def from_file(cls, filename: str, shared: bool = False, nbytes: int = 0) -> UntypedStorage:
+        """Return the bytes of a file.
+
+        Args:
+            filename: the file.
+            shared: whether changes are written to it.
+            nbytes: how many bytes of it.
+        """
+        mode: Any = "r+" if shared else "c"
+        return cls(wrap(numpy.asarray(numpy.memmap(filename, numpy.uint8, mode, shape=(nbytes,)))))
+
+    def untyped(self) -> UntypedStorage:
+        """Return this memory."""
+        return self
+
+    def _bytes(self) -> Any:
+        """Return the bytes as an array."""
+        xp = array_namespace(self._tensor.array)
+        first = _memory(self._tensor).view(xp.uint8) if self.nbytes() else xp.zeros(0, xp.uint8)
+        return xp.strided(first, (self.nbytes(),), (1,), 0)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return a byte as a number, or a part of the memory."""
+        found = self._bytes()[index]
+        return UntypedStorage(wrap(found)) if isinstance(index, slice) else int(found)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return numpy.array(self._bytes(), dtype=dtype, copy=copy)
+
     @property
-    def device(self) -> device:
+    def device(self) -> Device:
         """Where the memory is."""
         return device_of(innermost(self._tensor.array))
+
+    def cpu(self) -> UntypedStorage:
+        """Return this memory on the host: itself, or a copy."""
+        return self._on(Device("cpu"))
+
+    def cuda(self, index: Any = None) -> UntypedStorage:
+        """Return this memory on a GPU (default: the current one): itself, or a copy."""
+        return self._on(Device("cuda" if index is None else index))
+
+    def _on(self, place: Any) -> UntypedStorage:
+        return UntypedStorage(wrap(to_device(self._bytes(), place)))
 
     def __repr__(self) -> str:
         return f"[distgrad.UntypedStorage(device={self.device}) of size {self.nbytes()}]"

@@ -7,7 +7,7 @@ keys), and ``run(config, context)``, which returns its final metrics.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -74,6 +74,21 @@ def load(name: str) -> Job:
         if not hasattr(module, need):
             raise ConfigError(f"--job {name}: the module has no {need}, which every job has")
     return cast("Job", module)
+
+
+def turns(parts: int, rank: int, size: int) -> Iterator[tuple[int, bool]]:
+    """Give the parts that a rank computes one after the other, and whether each counts.
+
+    All ranks get as many, for they may need each other to compute; one for which no part is left
+    repeats the last part.
+
+    Example:
+        >>> list(turns(3, 1, 2))
+        [(1, True), (2, False)]
+    """
+    for first in range(0, parts, size):
+        part = first + rank
+        yield min(part, parts - 1), part < parts
 
 
 def micro_batches(global_batch: int, micro_batch: int, world_size: int) -> list[list[slice]]:

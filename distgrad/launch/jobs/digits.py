@@ -11,7 +11,7 @@ import numpy as np
 from distgrad import nn
 from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError, MissingExtra
-from distgrad.launch.jobs import Context
+from distgrad.launch.jobs import Context, turns
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
 from distgrad.ops.random import manual_seed
@@ -85,11 +85,12 @@ class DigitsTask:
         cuts = range(EVALUATED, len(self.held_out[1]), EVALUATED)
         parts = list(zip(*(np.split(part, cuts) for part in self.held_out), strict=True))
         sums = np.zeros((len(parts), 3))
-        for i in range(rank, len(parts), size):
+        for i, counts in turns(len(parts), rank, size):
             x, y = self._tensors(*parts[i])
             output = self.model(x)
             hits = (output.argmax(1) == y).sum().item()
-            sums[i] = self.loss(output, y)[0].item(), hits, len(y)
+            if counts:
+                sums[i] = self.loss(output, y)[0].item(), hits, len(y)
         return sums, lambda s: {
             "val_loss": float(s[0] / s[2]),
             "val_accuracy": float(s[1] / s[2]),

@@ -13,7 +13,7 @@ from distgrad import nn
 from distgrad.autograd.mode import no_grad
 from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError
-from distgrad.launch.jobs import Context, textdata
+from distgrad.launch.jobs import Context, textdata, turns
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
 from distgrad.ops.random import manual_seed
@@ -140,9 +140,10 @@ class TextTask:
         starts = np.arange(0, len(tail) - window, window)
         parts = np.array_split(starts, -(-len(starts) // 32))
         sums = np.zeros((len(parts), 2))
-        for i in range(rank, len(parts), size):
+        for i, counts in turns(len(parts), rank, size):
             loss, count = self.loss(*self._pair(self._windows(tail, parts[i])))
-            sums[i] = loss.item(), count
+            if counts:
+                sums[i] = loss.item(), count
         return sums, lambda total: {"val_loss": float(total[0] / total[1])}
 
     def _pair(self, xy: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,15 +23,21 @@ from distgrad.backend.device import cuda_device_count, namespace_of
 from distgrad.backend.device import device as Device
 from distgrad.config import switch
 from distgrad.distributed.group import ProcessGroup, check_same
+from distgrad.distributed.reducer import Reducer
 from distgrad.errors import ConfigError, DeviceError
 from distgrad.launch import checkpoint, plot
 from distgrad.launch.jobs import Context, Preempted, micro_batches
 from distgrad.launch.rundir import Metrics, read_metrics, write_text
 from distgrad.launch.trace import ALL_REDUCE, COMPUTE, Trace, merge
 from distgrad.nn.module import Module
+from distgrad.nn.modules.container import ModuleList, Sequential
 from distgrad.nn.parallel.distributed import DistributedDataParallel
+from distgrad.nn.parallel.fsdp.conductor import Conductor
+from distgrad.nn.parallel.fsdp.fully_shard import fully_shard, summon_full_params
+from distgrad.nn.parallel.fsdp.module import conductor_of
 from distgrad.nn.utils import clip_grad_norm_
 from distgrad.ops.random import get_rng_state, set_rng_state
+from distgrad.optim.parts import full_optim_state_dict, load_full_optim_state_dict
 from distgrad.optim.zero import ZeroRedundancyOptimizer
 from distgrad.tensor import Tensor, wrap
 
@@ -57,7 +63,7 @@ class TrainingConfig:
     save_every: int = 200
     keep: int = 3
     bucket_cap_mb: float = 0.125
-    zero: int = 0  # 1: ranks share the optimizer's state, 2: and the gradients
+    zero: int = 0  # 1: ranks share the optimizer's state, 2: and gradients, 3: and parameters
 
 
 class Task(Protocol):
@@ -82,7 +88,8 @@ class Task(Protocol):
     def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
         """Return a row of sums for each part of the held-out data, and what makes metrics of all.
 
-        The parts are the same for every number of ranks; rows of other ranks' parts are 0.
+        The parts are the same for every number of ranks; rows of other ranks' parts are 0. All
+        ranks call the model as often.
         """
 
     def finish(self, say: Callable[[str], None]) -> None:
@@ -114,12 +121,11 @@ class Trainer:
         self.config, self.context, self.task = config, context, task
         self.group = group = context.group
         self.shares = micro_batches(config.global_batch, config.micro_batch, group.size)
+        self.rows = [rows for share in self.shares for rows in share]  # of all micro-batches
         self.determinism = switch("determinism") or "world"
-        shards = sum(map(len, self.shares)) if self.determinism == "world" else None
-        self.ddp = DistributedDataParallel(
-            task.model, process_group=group, reduction="sum", bucket_cap_mb=config.bucket_cap_mb,
-            determinism=self.determinism, shards=shards, shard_gradients=config.zero == 2,
-        )  # fmt: skip
+        self.size = sum(p.numel() for p in task.model.parameters())
+        self.parallel, self.reducer = self._share_out()
+        self.turns = self._turns()
         self.params = list(task.model.parameters())
         self.optimizer = _optimizer(self.params, config)
         self.schedule = optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
@@ -128,6 +134,35 @@ class Trainer:
         self.step = 0
         self.trace = Trace(group.rank)
         self.since = (time.perf_counter(), 0)
+
+    def _share_out(self) -> tuple[Any, Reducer | Conductor]:
+        """Return the model on all ranks, and what reduces its gradients."""
+        config, model = self.config, self.task.model
+        if config.zero == 3:
+            for layer in _layers(model):
+                fully_shard(layer, mesh=self.group)
+            sharded = fully_shard(model, mesh=self.group, reduction="sum", shards=len(self.rows))
+            return sharded, conductor_of(sharded)
+        ddp = DistributedDataParallel(
+            model, process_group=self.group, reduction="sum", bucket_cap_mb=config.bucket_cap_mb,
+            determinism=self.determinism,
+            shards=len(self.rows) if self.determinism == "world" else None,
+            shard_gradients=config.zero == 2,
+        )  # fmt: skip
+        return ddp, ddp.reducer
+
+    def _turns(self) -> list[int]:
+        """Return the numbers of this rank's micro-batches, in its order."""
+        if isinstance(self.reducer, Conductor):
+            return self.reducer.local_shards
+        first = sum(map(len, self.shares[: self.group.rank]))
+        return list(range(first, first + len(self.shares[self.group.rank])))
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Return a block in which each rank has all parameters."""
+        if isinstance(self.reducer, Conductor):
+            return summon_full_params(self.task.model, writeback=False)
+        return nullcontext()
 
     def _lr_factor(self, step: int) -> float:
         """Return linear warm-up, then a cosine down to ``min_lr``, as a factor of ``lr``."""
@@ -172,21 +207,20 @@ class Trainer:
 
     def _train_step(self) -> tuple[dict[str, Any], bool]:
         """Do one optimizer step and return its row of metrics and whether to stop."""
-        span, mine = self._span, self.shares[self.group.rank]
-        first = sum(map(len, self.shares[: self.group.rank]))
-        each = np.zeros((sum(map(len, self.shares)), 2))  # loss and units of each micro-batch
-        alone = self.determinism != "world"  # then only the last backward communicates
+        span = self._span
+        each = np.zeros((len(self.rows), 2))  # loss and units of each micro-batch
+        in_turns = self.determinism == "world" or isinstance(self.reducer, Conductor)
         self.optimizer.zero_grad()
-        for number, rows in enumerate(mine):
-            quiet = alone and number < len(mine) - 1
-            with self.ddp.no_sync() if quiet else nullcontext():
+        for turn, number in enumerate(self.turns, 1):
+            quiet = not in_turns and turn < len(self.turns)  # the last backward communicates
+            with self.parallel.no_sync() if quiet else nullcontext():
                 with span("forward"):
-                    x, y = self.task.batch(self.step, rows)
-                    loss, units = self.task.loss(self.ddp(x), y)
-                self.ddp.add_count(units)
+                    x, y = self.task.batch(self.step, self.rows[number])
+                    loss, units = self.task.loss(self.parallel(x), y)
+                self.parallel.add_count(units)
                 with span("backward"):
                     loss.backward()
-            each[first + number] = loss.item(), units
+            each[number] = loss.item(), units
         sums = np.append(each, self.context.stop_requested())
         agreed = self.group.channel("control").start_all_reduce(sums)
         with span("optimizer"):
@@ -223,9 +257,8 @@ class Trainer:
         config, say = self.config, self.context.say
         each = sorted({len(s) for s in self.shares}, reverse=True)
         counts = "/".join(map(str, each))
-        params = sum(p.numel() for p in self.params)
         say(
-            f"model {params:,} parameters; global batch {config.global_batch} = micro-batch "
+            f"model {self.size:,} parameters; global batch {config.global_batch} = micro-batch "
             f"{config.micro_batch} x {counts} x {self.group.size} "
             f"rank{'s' * (self.group.size > 1)}; {config.steps} steps"
         )
@@ -237,10 +270,8 @@ class Trainer:
             return
         now, (before, last) = time.perf_counter(), self.since
         each = (now - before) / max(1, self.step - last)
-        reducer = self.ddp.reducer
-        share = (reducer.waited_s + reducer.gathering.waited_s) / (now - before)
-        self.since, reducer.waited_s = (now, self.step), 0.0
-        reducer.gathering.waited_s = 0.0
+        share = _take_waited(self.reducer) / (now - before)
+        self.since = (now, self.step)
         self.context.say(
             f"step {self.step}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
             f"gnorm {row['grad_norm']:.2f}  {each * 1e3:.1f} ms/step  "
@@ -250,7 +281,7 @@ class Trainer:
 
     def _profile(self, on: bool) -> None:
         """Record spans of the steps that are to be traced."""
-        reducer = self.ddp.reducer
+        reducer = self.reducer
         if on and reducer.timeline is None:
             self.group.barrier()
             self.trace.align()
@@ -261,7 +292,7 @@ class Trainer:
             reducer.timeline = None
 
     def _span(self, name: str) -> Any:
-        on = self.ddp.reducer.timeline is not None
+        on = self.reducer.timeline is not None
         return self.trace.span(COMPUTE, name) if on else nullcontext()
 
     # ------------------------------------------------------------------ checkpoints
@@ -269,6 +300,8 @@ class Trainer:
         """Write a checkpoint on rank 0; the others wait until it is there."""
         if isinstance(self.optimizer, ZeroRedundancyOptimizer):
             self.optimizer.consolidate_state_dict()
+        model = self.task.model.state_dict()  # on all ranks, which may have a part each
+        optimizer = self._optimizer_state()
         if self.group.rank == 0:
             state = {
                 "config": asdict(self.config),
@@ -277,33 +310,46 @@ class Trainer:
                 "rng": get_rng_state().tolist(),
             }
             checkpoint.save(
-                self.context.rundir.checkpoints, self.step, self.task.model.state_dict(),
-                self.optimizer.state_dict(), state, self.config.keep,
+                self.context.rundir.checkpoints, self.step, model, optimizer, state,
+                self.config.keep,
             )  # fmt: skip
         self.group.barrier()
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """Return the whole state of the optimizer on rank 0."""
+        if isinstance(self.reducer, Conductor):
+            return full_optim_state_dict(self.optimizer)
+        return self.optimizer.state_dict() if self.group.rank == 0 else {}
 
     def _load(self, path: Any) -> None:
         model, optimizer, state = checkpoint.load(path)
         check_same(self.group, "checkpoint", f"{path.name} {state['sha256']}")
         self.task.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+        if isinstance(self.reducer, Conductor):
+            load_full_optim_state_dict(self.optimizer, optimizer)
+        else:
+            self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict(state["schedule"])
         set_rng_state(wrap(np.array(state["rng"], np.uint8)))
         self.step, self.best = state["step"], state["best"]
-        self.ddp.reducer.reductions = self.step  # the random numbers of forward go by it
+        self.reducer.reductions = self.step  # the random numbers of forward go by it
         self.metrics.keep_until(self.step)
 
     # ------------------------------------------------------------------ the end
     def _finish(self, seconds: float) -> dict[str, float]:
         """Show the result, write plot and trace, and compare the weights of all ranks."""
-        context, group = self.context, self.group
+        group = self.group
         weights = checkpoint.digest(self.task.model.state_dict())
         check_same(group, "weights at the end", weights)
         self.metrics.write({"step": self.step, "sha256": weights, "seconds": seconds})
         self.metrics.close()
         self._write_trace()
-        if group.rank != 0:
-            return {}
+        with self._whole():
+            return self._conclude(weights, seconds) if group.rank == 0 else {}
+
+    def _conclude(self, weights: str, seconds: float) -> dict[str, float]:
+        """Return the final metrics, after a last word on rank 0."""
+        context = self.context
         rows = read_metrics(context.rundir.metrics)
         write_text(context.rundir.loss_svg, plot.loss_svg(rows, self.task.baselines, "loss"))
         losses = [r["loss"] for r in rows if "loss" in r]
@@ -343,9 +389,25 @@ def _optimizer(params: Sequence[Tensor], config: Any) -> optim.Optimizer:
     options = {
         "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay,
     }  # fmt: skip
-    if not config.zero:
+    if config.zero in (0, 3):  # the parameters of stage 3 are parts themselves
         return optim.AdamW(params, **options)
     return ZeroRedundancyOptimizer(params, optim.AdamW, overlap_with_ddp=True, **options)
+
+
+def _layers(model: Module) -> list[Module]:
+    """Return the parts of a model that follow each other, the deepest first."""
+    lists = [m for m in model.modules() if isinstance(m, ModuleList | Sequential)]
+    layers = [m for group in reversed(lists) for m in group.children() if list(m.parameters())]
+    return list(dict.fromkeys(layers))
+
+
+def _take_waited(reducer: Reducer | Conductor) -> float:
+    """Return the seconds that communication was exposed since the last call."""
+    waited, reducer.waited_s = reducer.waited_s, 0.0
+    if isinstance(reducer, Reducer):
+        waited += reducer.gathering.waited_s
+        reducer.gathering.waited_s = 0.0
+    return waited
 
 
 def _peak_mib() -> float:

@@ -1,0 +1,1 @@
+"""What only PyTorch's programs ask for, at PyTorch's paths: ``extra.jit`` is ``torch.jit``."""

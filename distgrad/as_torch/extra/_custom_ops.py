@@ -1,0 +1,1 @@
+"""Registration of compiled operators, of which there are none."""

@@ -1,0 +1,1 @@
+"""PyTorch's optimisations of architectures; quantization is not here."""

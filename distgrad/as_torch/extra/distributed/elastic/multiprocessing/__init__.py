@@ -1,0 +1,1 @@
+"""PyTorch's elastic launcher, whose place ``distgrad.launch`` takes."""

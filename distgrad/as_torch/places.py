@@ -1,0 +1,95 @@
+"""Which modules of distgrad answer for which module of PyTorch."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+_PACKAGE = "distgrad"
+_EXTRA = "distgrad.as_torch.extra"  # what only PyTorch's programs ask for
+
+# modules of distgrad that are none of PyTorch's, or another thing there
+_OWN = "as_torch backend config doctor errors launch ops tensor testing typing"
+
+# PyTorch has one file for each of these; distgrad's package answers for all of them
+_FAMILIES = {
+    "optim": "adadelta adagrad adam adamax adamw asgd lbfgs nadam optimizer radam rmsprop rprop "
+    "sgd sparse_adam swa_utils _functional _muon _adafactor",
+    "distributions": "bernoulli beta binomial cauchy chi2 continuous_bernoulli dirichlet "
+    "distribution exp_family exponential fishersnedecor gamma generalized_pareto geometric gumbel "
+    "half_cauchy half_normal independent inverse_gamma kumaraswamy laplace lkj_cholesky log_normal "
+    "logistic_normal lowrank_multivariate_normal mixture_same_family multinomial "
+    "multivariate_normal negative_binomial normal one_hot_categorical pareto poisson "
+    "relaxed_bernoulli relaxed_categorical studentT transformed_distribution uniform von_mises "
+    "weibull wishart",
+    "nn.modules": "activation adaptive batchnorm channelshuffle container conv distance dropout "
+    "flatten fold instancenorm lazy linear loss module normalization padding pixelshuffle pooling "
+    "rnn sparse transformer upsampling",
+    "nn.utils": "clip_grad convert_parameters init memory_format fusion parametrizations "
+    "parametrize prune rnn spectral_norm stateless weight_norm",
+    "utils.data": "dataset dataloader sampler distributed",
+    "distributed": "distributed_c10d",
+    "nn.parallel": "distributed",
+    "profiler": "profiler",
+}
+
+# PyTorch's path: where distgrad keeps it
+_ELSEWHERE = {
+    "nn.modules.module": "nn.module",
+    "nn.modules.utils": "nn.modules.sizes",
+    "amp.grad_scaler": "amp",
+    "amp.autocast_mode": "amp",
+    "cuda.amp.grad_scaler": "cuda.amp",
+    "cuda.amp.autocast_mode": "cuda.amp",
+    "autograd.grad_mode": "autograd",
+    "autograd.anomaly_mode": "autograd.anomaly",
+    "storage": "ops.storage",
+    "utils.data._utils": "utils.data",
+    "utils.data._utils.collate": "utils.data.collate",
+    "functional": "",
+    "fft": "ops.fft",
+    "linalg": "ops.linalg_names",
+    "random": "ops.random",
+    "special": "ops.special_names",
+    "distributed.nn": "distributed.nn.functional",
+    "_tensor": "tensor",
+}
+
+PROGRAMS = ("distributed.launch", "distributed.run")  # for ``python -m``
+
+# They can be imported, as programs do that may not need them; nothing of them is here.
+_EMPTY = (
+    "contrib distributed.checkpoint distributed.device_mesh distributed.fsdp distributed.fsdp.wrap "
+    "distributed.pipelining distributed.rpc distributed.tensor distributed.tensor.parallel export "
+    "mtia nested onnx.symbolic_opset9 onnx.symbolic_opset11 package quantization sparse "
+    "utils.cpp_extension utils.mobile_optimizer"
+)
+
+
+@cache
+def sources_of(path: str) -> tuple[str, ...]:
+    """Return the modules of distgrad that answer for ``torch.<path>``, the last one first asked.
+
+    Example:
+        >>> sources_of("nn.functional"), sources_of("no.such")
+        (('distgrad.nn.functional',), ())
+    """
+    parent, _, last = path.rpartition(".")
+    names = [_EXTRA + "." + (path or "top")]
+    if path.partition(".")[0] not in _OWN.split():
+        names.insert(0, f"{_PACKAGE}.{path}".rstrip("."))
+    found = [name for name in names if _exists(name)]
+    if path in _ELSEWHERE:
+        found.insert(0, f"{_PACKAGE}.{_ELSEWHERE[path]}".rstrip("."))
+    elif not found and last in _FAMILIES.get(parent, "").split():
+        found = list(sources_of(parent))
+    if not found and path in _EMPTY.split():
+        found = [_EXTRA]
+    return tuple(found)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
