@@ -605,7 +605,9 @@ class Tensor:
         return format_array(self.array, suffixes=self._suffixes())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and not self.array.ndim else repr(self)
+        if type(self) is Tensor and not self.array.ndim:
+            return format(self.item(), spec)
+        return super().__format__(spec)
 
     def _suffixes(self) -> list[str]:
         try:

@@ -84,7 +84,7 @@ def test_what_is_missing_is_named() -> None:
             except (AttributeError, ImportError) as error:
                 print(type(error).__name__, error)
         refused(lambda: torch.nn.Lineaer)
-        refused(lambda: torch.onnx.export)
+        refused(lambda: torch.onnx.dynamo)
         refused(lambda: __import__("torch.nonsense"))
         refused(lambda: torch.nn.nonsense)
         refused(lambda: exec("from torch.nested import nested_tensor"))
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named() -> None:
         "AttributeError torch.nn.Lineaer: distgrad has no 'Lineaer' in torch.nn; "
         "did you mean Linear?"
     )
-    assert lines[1] == "AttributeError torch.onnx.export: distgrad has no 'export' in torch.onnx"
+    assert lines[1] == "AttributeError torch.onnx.dynamo: distgrad has no 'dynamo' in torch.onnx"
     assert lines[2] == "ModuleNotFoundError torch.nonsense: distgrad has no such module"
     assert lines[3].startswith("AttributeError torch.nn.nonsense: distgrad has no")
     assert lines[4].startswith("ImportError cannot import name 'nested_tensor' from 'torch.nested'")
@@ -221,4 +221,69 @@ def test_extensions_compiled_for_pytorch_are_refused() -> None:
         def f(x): return x
         assert f(3) == 3
     """)
-    assert "distgrad cannot use PyTorch's extensions" in out
+    assert "distgrad loads no such library" in out
+
+
+def test_packages_find_what_they_ask_of_pytorchs_inside() -> None:
+    """Names by which torchvision, timm, transformers, lightning and others look into PyTorch."""
+    out = python("""
+        import distgrad
+        distgrad.as_torch()
+        import torch
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+        from torch.fx.node import Target
+        from torch.hub import HASH_REGEX, _get_torch_home
+        from torch.nn.modules.module import _IncompatibleKeys
+        from torch.utils._pytree import SUPPORTED_NODES, LeafSpec, tree_flatten, tree_map
+        from torch.utils.checkpoint import get_device_states
+        from torch.utils.data.dataloader import _BaseDataLoaderIter
+        from torch.distributed.tensor import DTensor
+        assert torch.torch is torch and not isinstance(torch.ones(1), DTensor)
+        assert torch.finfo(torch.float8_e5m2).max == 57344.0
+        assert torch.finfo(torch.float32).bits == 32
+        assert torch.sparse_coo != torch.ones(1).layout == torch.strided
+        assert torch.fx.wrap("len") == "len" and guard_or_false(1)
+        assert torch.ops.aten.add.Tensor(torch.ones(1), 1).item() == 2
+        assert torch._C._nn._parse_to("cpu", torch.float64)[1] is torch.float64
+        assert tree_map(lambda x: -x, {"a": [1, (2, 3)]}) == {"a": [-1, (-2, -3)]}
+        assert tree_flatten(5)[1] == LeafSpec() and list in SUPPORTED_NODES
+    """)
+    assert out == ""
+
+
+def test_operations_of_ones_own_have_gradients() -> None:
+    out = python("""
+        import distgrad
+        distgrad.as_torch()
+        import torch
+        @torch.library.custom_op("mine::cube", mutates_args=())
+        def cube(x: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+            return factor * x**3
+        def keep(ctx, inputs, output):
+            ctx.x, ctx.factor = inputs
+        def backward(ctx, grad):
+            return grad * 3 * ctx.factor * ctx.x**2, None
+        torch.library.register_autograd("mine::cube", backward, setup_context=keep)
+        x = torch.tensor([2.0], requires_grad=True)
+        torch.ops.mine.cube(x, factor=2.0).sum().backward()
+        print(x.grad.item())
+    """)
+    assert out == "24.0\n"
+
+
+def test_calls_are_counted_by_the_profiler() -> None:
+    out = python("""
+        import distgrad
+        distgrad.as_torch()
+        import torch
+        from torch.profiler import ProfilerActivity, profile, schedule
+        saved = []
+        plan = schedule(wait=1, warmup=1, active=2, repeat=1)
+        with profile(activities=[ProfilerActivity.CPU], schedule=plan,
+                     on_trace_ready=lambda p: saved.append(p.step_num)) as p:
+            for _ in range(6):
+                torch.ones(2).exp()
+                p.step()
+        print(saved, "function calls" in p.key_averages().table(sort_by="cpu_time_total"))
+    """)
+    assert out == "[4] True\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -97,10 +98,17 @@ class TorchLoader(Loader):
         """Give ``module`` the names of its sources, and an error for all others."""
         names = vars(module)
         names["__file__"] = module.__spec__.origin  # type: ignore[union-attr]
+        made = []
         for source in map(importlib.import_module, self.sources):
+            made += [vars(source)["__getattr__"]] if "__getattr__" in vars(source) else []
             names["__doc__"] = source.__doc__
             names.update((n, v) for n, v in vars(source).items() if _is_for_users(n, v))
-        names["__getattr__"] = _Missing(module.__name__, names)
+            names["__all__"] = [*names.get("__all__", []), *getattr(source, "__all__", [])]
+        if not names["__all__"]:
+            del names["__all__"]
+        if module.__name__ == "torch":
+            names["torch"] = module  # as PyTorch's has it
+        names["__getattr__"] = _Missing(module.__name__, names, made)
 
 
 def _is_for_users(name: str, value: Any) -> bool:
@@ -112,13 +120,18 @@ def _is_for_users(name: str, value: Any) -> bool:
 class _Missing:
     """What a module does for a name that it has not: import it as a submodule, or raise."""
 
-    def __init__(self, module: str, names: dict[str, Any]) -> None:
-        self.module, self.names = module, names
+    def __init__(
+        self, module: str, names: dict[str, Any], made: Sequence[Callable[[str], Any]]
+    ) -> None:
+        self.module, self.names, self.made = module, names, made
 
     def __call__(self, name: str) -> Any:
         full = f"{self.module}.{name}"
-        if not name.startswith("__") and sources_of(full.partition(".")[2]):
+        if sources_of(full.partition(".")[2]):
             return importlib.import_module(full)
+        for make in self.made:
+            with suppress(AttributeError):
+                return make(name)
         raise AttributeError(
             f"{full}: distgrad has no {name!r} in {self.module}{nearest(name, self.names)}",
             name=name,

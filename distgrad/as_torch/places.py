@@ -31,6 +31,9 @@ _FAMILIES = {
     "distributed": "distributed_c10d",
     "nn.parallel": "distributed",
     "profiler": "profiler",
+    "_dynamo": "_trace_wrapped_higher_order_op config decorators eval_frame",
+    "fx": "graph graph_module interpreter node proxy",
+    "onnx": " ".join(f"symbolic_opset{version}" for version in range(7, 21)),
 }
 
 # PyTorch's path: where distgrad keeps it
@@ -53,16 +56,30 @@ _ELSEWHERE = {
     "special": "ops.special_names",
     "distributed.nn": "distributed.nn.functional",
     "_tensor": "tensor",
+    "_jit_internal": "as_torch.extra.jit.annotations",
+    "ao.nn": "as_torch.extra.ao",
+    "ao.nn.quantized": "as_torch.extra.ao.quantization",
+    "autograd.profiler": "as_torch.extra.profiler",
+    "distributed._composable": "distributed.fsdp",
+    "distributed._composable.fsdp": "distributed.fsdp",
+    "distributed._tensor": "as_torch.extra.distributed.tensor",
+    "distributed._tensor.experimental": "as_torch.extra.distributed.tensor",
+    "distributed.fsdp.fully_sharded_data_parallel": "distributed.fsdp",
+    "distributed.fsdp.wrap": "distributed.fsdp",
+    "distributed.tensor._utils": "as_torch.extra.distributed.tensor",
+    "fx.experimental": "as_torch.extra.fx",
+    "fx.experimental.proxy_tensor": "as_torch.extra.fx",
+    "fx.experimental.symbolic_shapes": "as_torch.extra.fx",
+    "nn.quantized": "as_torch.extra.ao.quantization",
+    "quantization": "as_torch.extra.ao.quantization",
 }
 
 PROGRAMS = ("distributed.launch", "distributed.run")  # for ``python -m``
 
 # They can be imported, as programs do that may not need them; nothing of them is here.
 _EMPTY = (
-    "contrib distributed.checkpoint distributed.device_mesh distributed.fsdp distributed.fsdp.wrap "
-    "distributed.pipelining distributed.rpc distributed.tensor distributed.tensor.parallel export "
-    "mtia nested onnx.symbolic_opset9 onnx.symbolic_opset11 package quantization sparse "
-    "utils.cpp_extension utils.mobile_optimizer"
+    "contrib distributed.pipelining distributed.tensor.parallel export mtia "
+    "nested package sparse utils.mobile_optimizer"
 )
 
 

@@ -170,6 +170,7 @@ def destroy_process_group(group: Group = None) -> None:
         set_thread_group(None)
     else:
         set_process_group(None)
+        choose_gpu_by(_rank_by_launcher)
 
 
 def is_initialized() -> bool:
@@ -347,4 +348,8 @@ def _forget(world: ProcessGroup, group: ProcessGroup) -> None:
         _forget(child, group)
 
 
-choose_gpu_by(lambda: world_from_env().local_rank)  # until there is a group, which knows better
+def _rank_by_launcher() -> int | None:
+    return world_from_env().local_rank
+
+
+choose_gpu_by(_rank_by_launcher)  # until there is a group, which knows better

@@ -48,7 +48,7 @@ def register_kl(type_p: type, type_q: type) -> Callable[[Rule], Rule]:
     """Return a decorator that registers a function of two distributions for `kl_divergence`.
 
     Raises:
-        ArgumentTypeError: what is given are no classes of distributions.
+        ArgumentTypeError: what is given are no classes.
     """
     for name, kind in (("type_p", type_p), ("type_q", type_q)):
         if not isinstance(kind, type):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from distgrad.tensor import Tensor, wrap
 
 __all__ = ["frombuffer"]
 
-_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else os.environ.get("TMPDIR", "/tmp")
 _numbers = itertools.count()
 
 

@@ -51,7 +51,7 @@ def assert_close(
 
     Example:
         >>> import distgrad as dg
-        >>> assert_close(dg.ones(2) / 3, [0.33333334, 0.33333334], check_dtype=False)
+        >>> assert_close([dg.ones(2) / 3, 2.0], [dg.tensor([0.33333334, 0.33333334]), 2.0])
     """
     if (rtol is None) != (atol is None):
         raise ArgumentError("assert_close(): rtol and atol must both be given, or none of them")

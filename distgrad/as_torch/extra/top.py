@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from distgrad.as_torch.extra.absent import *  # noqa: F403
 from distgrad.as_torch.extra.torch_version import __version__
 from distgrad.backend.device import device as Device
 from distgrad.backend.layout import contiguous_format as legacy_contiguous_format
@@ -102,3 +103,12 @@ def _no_sparse(*args: Any, **options: Any) -> Any:
 
 
 sparse_coo_tensor = sparse_csr_tensor = _no_sparse
+
+
+def __getattr__(name: str) -> Any:
+    """Return what PyTorch has here of ``torch.jit``, which itself needs this module."""
+    if name in ("ScriptModule", "ScriptFunction"):
+        from importlib import import_module  # not before this module is complete
+
+        return getattr(import_module("distgrad.as_torch.extra.jit"), name)
+    raise AttributeError(name)

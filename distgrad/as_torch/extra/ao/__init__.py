@@ -1,1 +1,1 @@
-"""PyTorch's optimisations of architectures; quantization is not here."""
+"""``torch.ao``: quantisation, of which only what an unquantised model does is here."""

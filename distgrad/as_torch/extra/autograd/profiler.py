@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from distgrad.cuda import nvtx
+from distgrad.errors import ArgumentError
 
 
 class record_function:
@@ -36,3 +37,24 @@ class record_function:
                 return function(*args, **kwargs)
 
         return wrapped
+
+
+class EventList(list[Any]):
+    """Events of PyTorch's profiler; nothing makes one here."""
+
+
+class emit_nvtx:
+    """Would mark each operation in the timelines of NVIDIA's profilers; `record_function` does."""
+
+    def __enter__(self) -> NoReturn:
+        """Raise: operations are not marked.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            "emit_nvtx(): operations are not marked one by one; use record_function around parts"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        pass

@@ -1,11 +1,13 @@
-"""How operators are written to ONNX files; nothing is written here."""
+"""What rules for ONNX are written with; they are never called here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+__all__ = ["parse_args"]
 
-def parse_args(*kinds: Any) -> Callable[[Any], Any]:
-    """Return a decorator that changes nothing."""
+
+def parse_args(*descriptors: str) -> Callable[[Any], Any]:
+    """Return a decorator that returns the function."""
     return lambda function: function

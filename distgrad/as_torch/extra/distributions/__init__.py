@@ -1,0 +1,1 @@
+"""What packages for probability take from PyTorch's distributions beside the public names."""

@@ -1,0 +1,1 @@
+"""What only PyTorch's programs ask of ``torch.nn.parallel``."""
