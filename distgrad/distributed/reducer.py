@@ -65,6 +65,9 @@ REDUCTIONS = ("mean", "sum")
 DETERMINISM = ("off", "run", "world")
 
 
+WAIT = -1  # in place of a bucket's number: backward waited for all of them
+
+
 class Span(NamedTuple):
     """What one bucket did, in seconds of ``time.perf_counter``."""
 
@@ -147,6 +150,7 @@ class Reducer:
         self._declared: dict[int, str] = {}
         self._followers: WeakValueDictionary[int, Joinable] = WeakValueDictionary()
         self.waited_s = 0.0  # backward stood still for communication: exposed, in seconds
+        self.under_way_s = 0.0  # from the first bucket's start to the last one's end, in seconds
         check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
         self._cap_mb, self._order = bucket_cap_mb, list[int]()
@@ -476,7 +480,7 @@ class Reducer:
         for bucket in self.buckets:
             with watched(self.channel, call, time.monotonic(), bucket.describe()):
                 self._wait(bucket)
-        self.waited_s += time.perf_counter() - began
+        self._note_times(began, time.perf_counter())
         self._divide()
         self.reduced = True
         if self.check_every and (self.reductions + 1) % self.check_every == 0:
@@ -486,6 +490,16 @@ class Reducer:
             self._learn_order()
         self.reductions += 1
         self._next_step()
+
+    def _note_times(self, began: float, ended: float) -> None:
+        """Count how long buckets were under way, and how long backward stood still for them."""
+        self.waited_s += ended - began
+        works = [b.work for b in self.buckets if isinstance(b.work, Timed)]
+        if works:
+            first = min(work.started for work in works)
+            self.under_way_s += max(work.done for work in works) - first
+        if self.timeline is not None:
+            self.timeline.append(Span(WAIT, 0, began, began, ended))
 
     def _wait(self, bucket: Summed) -> None:
         if not bucket.under_way:

@@ -23,7 +23,7 @@ from distgrad.backend.device import cuda_device_count, namespace_of
 from distgrad.backend.device import device as Device
 from distgrad.config import switch
 from distgrad.distributed.group import ProcessGroup, check_same
-from distgrad.distributed.reducer import Reducer
+from distgrad.distributed.reducer import WAIT, Reducer
 from distgrad.errors import ConfigError, DeviceError
 from distgrad.launch import checkpoint, plot
 from distgrad.launch.jobs import Context, Preempted, micro_batches
@@ -270,12 +270,13 @@ class Trainer:
             return
         now, (before, last) = time.perf_counter(), self.since
         each = (now - before) / max(1, self.step - last)
-        share = _take_waited(self.reducer) / (now - before)
+        waited, under_way = _take_times(self.reducer)
+        hidden = f" (hidden {max(0.0, 1 - waited / under_way):.0%})" if under_way else ""
         self.since = (now, self.step)
         self.context.say(
             f"step {self.step}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
             f"gnorm {row['grad_norm']:.2f}  {each * 1e3:.1f} ms/step  "
-            f"comm exposed {share:.0%}  mem {_peak_mib():.0f} MiB  "
+            f"comm exposed {waited / (now - before):.0%}{hidden}  mem {_peak_mib():.0f} MiB  "
             f"eta {each * (steps - self.step):.0f} s"
         )
 
@@ -288,7 +289,10 @@ class Trainer:
             reducer.timeline = []
         elif not on and reducer.timeline is not None:
             for b, _, _, started, done in reducer.timeline:
-                self.trace.add(ALL_REDUCE, f"bucket {b}", started, done)
+                if b == WAIT:
+                    self.trace.add(COMPUTE, "waits for all-reduce", started, done)
+                else:
+                    self.trace.add(ALL_REDUCE, f"bucket {b}", started, done)
             reducer.timeline = None
 
     def _span(self, name: str) -> Any:
@@ -401,13 +405,18 @@ def _layers(model: Module) -> list[Module]:
     return list(dict.fromkeys(layers))
 
 
-def _take_waited(reducer: Reducer | Conductor) -> float:
-    """Return the seconds that communication was exposed since the last call."""
+def _take_times(reducer: Reducer | Conductor) -> tuple[float, float]:
+    """Return the seconds that communication was exposed, and under way, since the last call.
+
+    Fully sharded models communicate all the time; for them the second number is 0.
+    """
     waited, reducer.waited_s = reducer.waited_s, 0.0
-    if isinstance(reducer, Reducer):
-        waited += reducer.gathering.waited_s
-        reducer.gathering.waited_s = 0.0
-    return waited
+    if not isinstance(reducer, Reducer):
+        return waited, 0.0
+    under_way, reducer.under_way_s = reducer.under_way_s, 0.0
+    waited += reducer.gathering.waited_s
+    reducer.gathering.waited_s = 0.0
+    return waited, under_way
 
 
 def _peak_mib() -> float:

@@ -1,3 +1,0 @@
-"""The programs are run by tests, not imported."""
-
-collect_ignore_glob = ["programs/*"]
