@@ -242,6 +242,9 @@ def test_packages_find_what_they_ask_of_pytorchs_inside() -> None:
         assert torch.finfo(torch.float8_e5m2).max == 57344.0
         assert torch.finfo(torch.float32).bits == 32
         assert torch.sparse_coo != torch.ones(1).layout == torch.strided
+        graph = torch.sparse.FloatTensor(torch.tensor([[0], [1]]), torch.ones(1), (2, 2))
+        assert graph.layout == torch.sparse_coo
+        assert torch.spmm(graph, torch.eye(2)).tolist() == [[0, 1], [0, 0]]
         assert torch.fx.wrap("len") == "len" and guard_or_false(1)
         assert torch.ops.aten.add.Tensor(torch.ones(1), 1).item() == 2
         assert torch._C._nn._parse_to("cpu", torch.float64)[1] is torch.float64
@@ -287,3 +290,14 @@ def test_calls_are_counted_by_the_profiler() -> None:
         print(saved, "function calls" in p.key_averages().table(sort_by="cpu_time_total"))
     """)
     assert out == "[4] True\n"
+
+
+def test_tensorboardx_reads_tensors():
+    pytest.importorskip("tensorboardX")
+    program = (
+        "import torch, tempfile; from torch.utils.tensorboard import SummaryWriter\n"
+        "w = SummaryWriter(tempfile.mkdtemp()); x = torch.ones(3, requires_grad=True)\n"
+        "w.add_scalar('a', x.norm(), 1); w.add_histogram('b', x, 1); w.close()\n"
+    )
+    code = f"import distgrad; distgrad.as_torch()\n{program}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import operator
 import re
 import warnings
 import weakref
@@ -597,3 +598,27 @@ def test_backwards_of_a_group_share_what_is_computed_again(L):
         (g,) = L.autograd.grad(z, y, L.ones(3))
         L.autograd.grad(y, x, g)
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("operate", "name"),
+    [
+        (operator.add, "__radd__"),
+        (operator.sub, "__rsub__"),
+        (operator.mul, "__rmul__"),
+        (operator.truediv, "__rtruediv__"),
+        (operator.floordiv, "__rfloordiv__"),
+        (operator.mod, "__rmod__"),
+        (operator.pow, "__rpow__"),
+        (operator.matmul, "__rmatmul__"),
+        (operator.and_, "__rand__"),
+    ],
+)
+def test_an_operator_gives_way_to_the_class_of_the_other_operand(operate, name):
+    x = dg.ones(2, 2)
+    foreign = type("Foreign", (), {name: lambda self, left: (name, left)})
+    called, left = operate(x, foreign())
+    assert called == name
+    assert left is x
+    with pytest.raises(TypeError, match="must be Tensor"):
+        operate(x, object())

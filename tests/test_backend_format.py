@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+import distgrad as dg
 from distgrad.backend import dtype as dt
 from distgrad.backend.format import (
     format_array,
@@ -115,3 +116,12 @@ def test_random_arrays_print_as_in_pytorch(d, monkeypatch):
             torch.set_printoptions(profile="default")
         with printoptions(**options):
             assert format_array(ours) == want, (shape, kind, options)
+
+
+def test_a_number_in_an_f_string_is_its_value():
+    loss = dg.tensor(2.5, requires_grad=True)
+    assert f"{loss} {loss:.3f} {dg.tensor(True)} {dg.tensor(7):>3d}" == "2.5 2.500 True   7"
+    assert f"{dg.tensor([1.0])}" == "tensor([1.])"
+    assert f"{dg.nn.Parameter(dg.tensor(1.0))}".startswith("Parameter containing:\ntensor(1.")
+    with pytest.raises(TypeError, match="unsupported format string"):
+        f"{dg.tensor([1.0, 2.0]):.2f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,3 +276,32 @@ def test_module_functions_act_on_the_current_generator():
         random.set_rng_state(state)
         np.testing.assert_array_equal(g.uniform((3,), F32), want)
         assert random.seed() == g.initial_seed()
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_many_uniforms_are_those_of_two_calls(dtype):
+    whole, halves = seeded(3), seeded(3)
+    n, first = 2 * random._PART + 5, random._PART + 1
+    drawn = [halves.uniform((size,), dtype, -1, 2) for size in (first, n - first)]
+    assert (whole.uniform((n,), dtype, -1, 2) == np.concatenate(drawn)).all()
+    assert (whole.get_state() == halves.get_state()).all()
+
+
+def test_many_truth_values_are_those_of_two_calls():
+    whole, halves = seeded(4), seeded(4)
+    n, first = 2 * random._PART + 5, random._PART + 1
+    drawn = [halves.bernoulli((size,), 0.3) for size in (first, n - first)]
+    assert (whole.bernoulli((n,), 0.3) == np.concatenate(drawn)).all()
+
+
+@pytest.mark.parametrize("draw", ["uniform", "normal", "bernoulli"])
+def test_drawing_needs_little_memory_beside_the_result(draw):
+    generator, size = seeded(), 1 << 21
+    tracemalloc.start()
+    if draw == "bernoulli":
+        result = generator.bernoulli((size,), 0.5)
+    else:
+        result = getattr(generator, draw)((size,), F32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * result.nbytes + 40 * random._PART

@@ -72,3 +72,11 @@ def test_strides_are_those_that_were_asked_for():
 def test_wrong_arguments_are_named(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
+
+
+@pytest.mark.torch
+def test_linspace_has_the_bits_of_pytorch():
+    torch = pytest.importorskip("torch")
+    for steps in (2, 7, 28, 101):
+        for ends in ((-1, 1), (0.1, 7.3), (-3.7, -0.2)):
+            assert dg.linspace(*ends, steps).tolist() == torch.linspace(*ends, steps).tolist()

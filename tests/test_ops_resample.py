@@ -142,3 +142,17 @@ def test_windows_and_channels():
 def test_mistakes_are_refused(call, error):
     with pytest.raises(error):
         call(dg.ones(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("n", [7, 28, 32])
+def test_points_on_the_elements_have_the_slopes_of_pytorch(n, align):
+    """There the slope jumps: rounding decides which side a spatial transformer learns from."""
+    image = np.random.default_rng(n).standard_normal((1, 2, n, n)).astype(np.float32)
+    slopes = []
+    for L, functional in ((torch, TF), (dg, F)):
+        theta = L.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], requires_grad=True)
+        grid = functional.affine_grid(theta, (1, 2, n, n), align_corners=align)
+        seen = functional.grid_sample(L.tensor(image), grid, align_corners=align)
+        slopes.append(L.autograd.grad((seen * seen).sum(), grid)[0].numpy())
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-3, atol=1e-3 * n)

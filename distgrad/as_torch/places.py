@@ -79,7 +79,7 @@ PROGRAMS = ("distributed.launch", "distributed.run")  # for ``python -m``
 # They can be imported, as programs do that may not need them; nothing of them is here.
 _EMPTY = (
     "contrib distributed.pipelining distributed.tensor.parallel export mtia "
-    "nested package sparse utils.mobile_optimizer"
+    "nested package utils.mobile_optimizer"
 )
 
 

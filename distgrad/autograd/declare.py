@@ -473,6 +473,7 @@ DEFAULT_CACHES.append(_numbers)
 
 
 _NUMBER = int | float | complex | numpy.generic
+_FAMILIAR = (Tensor, int, float, complex, str, list, tuple, numpy.generic, numpy.ndarray)
 # The operations that PyTorch computes on numbers alone too.
 _ON_NUMBERS = frozenset({"add", "div", "floor_divide", "mul", "sub", "trunc_divide", "where"})
 
@@ -579,6 +580,17 @@ def _answer(
     return recover(name, error, operands, options)
 
 
+def _give_way(
+    op: Operation, reflected: str, name: str, error: Exception, operands: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:  # fmt: skip
+    """Return NotImplemented where the other operand's own class may know what to do."""
+    other = list(operands.values())[-1]
+    if not isinstance(other, _FAMILIAR) and hasattr(type(other), reflected):
+        return NotImplemented
+    return _answer(op, name, error, operands, options)
+
+
 def _is_a_number(option: Any) -> bool:
     """Return whether PyTorch takes the tensor ``option`` for the number in it."""
     return isinstance(option, Tensor) and not (option.array.ndim or option.requires_grad)
@@ -603,7 +615,7 @@ _UNARY = {"neg": "neg", "abs": "abs", "~": "invert"}
 
 def _attach_methods(self: Operation, method: bool | str, operator: str, inplace: bool) -> None:
     function = self.function
-    bare = _bare(self) if operator else function
+    bare = _bare(self, f"__r{_DUNDER.get(operator)}__") if operator else function
     if isinstance(method, str):
         setattr(Tensor, self.name, _gathering(function, method.lstrip("*")))
     elif method:
@@ -622,9 +634,10 @@ def _attach_methods(self: Operation, method: bool | str, operator: str, inplace:
         setattr(Tensor, f"__{_UNARY[operator]}__", bare)
 
 
-def _bare(self: Operation) -> Callable[..., Tensor]:
+def _bare(self: Operation, reflected: str) -> Callable[..., Tensor]:
     """Return the operation as a function of its operands alone, for operators."""
     names: dict[str, Any] = self.function.__globals__
+    names["_give_way"] = functools.partial(_give_way, self, reflected)
     _execute(bare_source(self.plan), f"<distgrad operator {self.name}>", names)
     bare: Any = names.pop("_bare")
     bare.__name__, bare.__doc__ = self.name, self.function.__doc__

@@ -61,7 +61,8 @@ def bare_source(p: Plan) -> str:
         if q.name not in names:
             lines.append(f"    {q.name} = _default_{q.name}")
     given = [q for q in p.parameters if q.name in names]
-    lines += ["    " + line for line in _conversion(p) + _forward(p, given) + _output(p)]
+    forward = _forward(p, given, answer="_give_way")
+    lines += ["    " + line for line in _conversion(p) + forward + _output(p)]
     return "\n".join(lines) + "\n"
 
 
@@ -105,8 +106,13 @@ def _conversion(p: Plan) -> list[str]:
     return lines
 
 
-def _forward(p: Plan, given: list[inspect.Parameter] | None = None) -> list[str]:
-    """Run the forward on arrays, with the parameters ``given``: all, or those it is called with."""
+def _forward(
+    p: Plan, given: list[inspect.Parameter] | None = None, answer: str = "_recover"
+) -> list[str]:
+    """Run the forward on arrays, with the parameters ``given``: all, or those it is called with.
+
+    Where that fails, ``answer`` says what is returned or raised.
+    """
     names = [o.name for o in p.operands]
     first = p.operands[0]
     probe = f"_a_{first.name}[0]" if first.kind == "list" else f"_a_{first.name}"
@@ -127,7 +133,7 @@ def _forward(p: Plan, given: list[inspect.Parameter] | None = None) -> list[str]
         *("    " + line for line in _arrays(p.operands) + _promotion(p)),
         f"    _d = {host} if type({probe}) is _ndarray else _forward({elsewhere}, {args})",
         "except Exception as _e:",
-        f"    return _recover({p.name!r}, _e, {_dict(names)}, {_dict(options)})",
+        f"    return {answer}({p.name!r}, _e, {_dict(names)}, {_dict(options)})",
     ]
 
 

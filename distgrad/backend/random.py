@@ -45,6 +45,7 @@ _STATE = struct.Struct("<QiiQ624QdddixxxxfB3x")  # 5056 bytes, PyTorch's layout
 _DEFAULT_SEED = 67280421310721  # what PyTorch gives a new Generator
 _M24, _M53 = np.uint64((1 << 24) - 1), np.uint64((1 << 53) - 1)
 _TWO_OUTPUTS_FROM = 1 << 28
+_PART = 1 << 15  # numbers drawn at once: what they are made from stays in the cache
 
 
 #: What users get for the bytes of a state; the operations put in how to make a tensor of them.
@@ -173,7 +174,8 @@ class Generator:
             x = self._uniform(math.prod(shape), work)
         if (low, high) != (0, 1):
             start, end = work.type(low), work.type(high)
-            x = _fma(x, end - start, start)
+            for part in _parts(x):
+                part[:] = _fma(part, end - start, start)
         x = x.astype(dtype, copy=False).reshape(shape)
         if (low, high) != (0, 1) or dtype != work:  # rounding may reach the open end
             np.copyto(x, dtype.type(low), where=x == dtype.type(high))
@@ -194,13 +196,17 @@ class Generator:
         whole, tail = size - size % 16, size % 16
         with self._lock:
             # Narrow types draw the tail's block only; the others draw the whole array first.
-            u = self._uniform(whole if dtype != work else size, work)[:whole]
-            last = self._uniform(16, work) if tail else u[:0]
-        make = _box_muller_float64 if work == np.float64 else _box_muller_float32
-        out = np.empty(size, dtype)
-        out[:whole] = make(u, mean, std)
+            drawn = self._uniform(whole if dtype != work else size, work)
+            last = self._uniform(16, work) if tail else drawn[:0]
+        transform = _box_muller_float64 if work == np.float64 else _box_muller_float32
+        transform(drawn[:whole], mean, std)
+        out = drawn
+        if dtype != work:
+            out = np.empty(size, dtype)
+            out[:whole] = drawn
         if tail:
-            out[-16:] = make(last, mean, std)
+            transform(last, mean, std)
+            out[-16:] = last
         return out.reshape(shape)
 
     def normal_pairs(
@@ -256,11 +262,15 @@ class Generator:
         """Truth values that are true with probability ``p``."""
         if not 0 <= p <= 1:
             raise ArgumentError(f"bernoulli(p={p}): not a probability; p must lie in [0, 1]")
-        with self._lock:
-            words = self._words(math.prod(shape))
-        words &= _M53
         # u < p for u = word / 2**53: scaling by a power of two is exact, so compare the words
-        return (words < np.uint64(math.ceil(p * 2.0**53))).reshape(shape)
+        limit = np.uint64(math.ceil(p * 2.0**53))
+        out = np.empty(math.prod(shape), np.bool_)
+        with self._lock:
+            for part in _parts(out):
+                words = self._words(part.size)
+                words &= _M53
+                np.less(words, limit, out=part)
+        return out.reshape(shape)
 
     def bernoulli_of(self, p: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Truth values, each true with the probability at its place in ``p``."""
@@ -334,17 +344,27 @@ class Generator:
 
     def _uniform(self, n: int, work: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """``n`` uniforms on [0, 1) in float32 or float64."""
-        if work == np.float64:
-            return (self._words(n) & _M53).astype(np.float64) * 2.0**-53
-        raw = self._bits.random_raw(n)
-        raw &= _M24
-        return raw.astype(np.int32).astype(np.float32) * np.float32(2.0**-24)
+        out = np.empty(n, work)
+        for part in _parts(out):
+            if work == np.float64:
+                np.multiply(self._words(part.size) & _M53, 2.0**-53, out=part)
+            else:
+                raw = self._bits.random_raw(part.size)
+                raw &= _M24
+                part[:] = raw.astype(np.int32)
+                part *= np.float32(2.0**-24)
+        return out
 
 
 def _restore(place: str, state: bytes) -> Generator:
     generator = Generator(place)
     generator.set_state(state)
     return generator
+
+
+def _parts(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """Views of ``flat``, one after the other, each of as many numbers as are drawn at once."""
+    return (flat[start : start + _PART] for start in range(0, flat.size, _PART))
 
 
 def _to_bytes(state: Any) -> bytes:
@@ -480,24 +500,24 @@ def _sin_cos(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[
     return s, c
 
 
-def _box_muller_float32(u: np.ndarray[Any, Any], mean: float, std: float) -> np.ndarray[Any, Any]:
-    out = np.empty_like(u).reshape(-1, 2, 8)
+def _box_muller_float32(u: np.ndarray[Any, Any], mean: float, std: float) -> None:
+    """Make normal numbers of the uniform ones in ``u``, in place."""
     blocks = u.reshape(-1, 2, 8)
     for start in range(0, len(blocks), _BLOCK // 8):
         part = slice(start, start + _BLOCK // 8)
         radius = np.sqrt(_f32(-2) * _log(_f32(1) - blocks[part, 0]))
         sine, cosine = _sin_cos(_f32(2 * math.pi) * blocks[part, 1])
-        out[part, 0] = _fma(radius * cosine, _f32(std), _f32(mean))
-        out[part, 1] = _fma(radius * sine, _f32(std), _f32(mean))
-    return out.ravel()
+        blocks[part, 0] = _fma(radius * cosine, _f32(std), _f32(mean))
+        blocks[part, 1] = _fma(radius * sine, _f32(std), _f32(mean))
 
 
-def _box_muller_float64(u: np.ndarray[Any, Any], mean: float, std: float) -> np.ndarray[Any, Any]:
+def _box_muller_float64(u: np.ndarray[Any, Any], mean: float, std: float) -> None:
+    """Make normal numbers of the uniform ones in ``u``, in place."""
     blocks = u.reshape(-1, 2, 8)
     radius = np.sqrt(-2.0 * _by_libm(math.log, 1.0 - blocks[:, 0]))
     theta = 2.0 * math.pi * blocks[:, 1]
     pairs = [radius * _by_libm(math.cos, theta), radius * _by_libm(math.sin, theta)]
-    return _fma(np.stack(pairs, 1), np.float64(std), np.float64(mean)).ravel()
+    blocks[:] = _fma(np.stack(pairs, 1), np.float64(std), np.float64(mean))
 
 
 def _shuffle(

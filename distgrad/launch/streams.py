@@ -91,6 +91,21 @@ class PrefixedTee(Tee):
         os.write(self._console.fileno(), data)
 
 
+class LineTee(PrefixedTee):
+    """A `Tee` whose console lines go out whole, or as far as they are when it is flushed."""
+
+    def __init__(self, console: TextIO, log: TextIO) -> None:
+        super().__init__(console, log, "")
+
+    def flush(self) -> None:
+        """Write what there is of a line."""
+        with self._lock:
+            if self._open_line:
+                self._console_line(self._open_line)
+                self._open_line = ""
+        super().flush()
+
+
 def _split(text: str) -> list[str]:
     """Return ``text`` cut behind each line end; the last piece has none."""
     lines = text.replace("\r\n", "\n").splitlines(keepends=True)
@@ -115,7 +130,7 @@ def captured(rank: int, size: int, log: Path, *, shown: bool) -> Iterator[None]:
         else:
             errors = Tee(before[1], file)
         if shown:
-            sys.stdout = Tee(before[0], file)
+            sys.stdout = LineTee(before[0], file) if size > 1 else Tee(before[0], file)
         else:
             before[0].flush()
             os.dup2(file.fileno(), 1)

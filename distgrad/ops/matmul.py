@@ -20,6 +20,7 @@ from distgrad.autograd.samples import case, real
 from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.compare import logical_or
+from distgrad.ops.coo import SparseTensor
 from distgrad.ops.elementwise import add, mul, sub
 from distgrad.ops.reduce import sum as sum_
 from distgrad.ops.shape import (
@@ -154,8 +155,10 @@ def _ranks(name: str, operands: dict[str, Tensor], ranks: Sequence[int]) -> None
 
 
 @takes_out
-def mm(input: Tensor, mat2: Tensor) -> Tensor:
-    """Return the product of two matrices."""
+def mm(input: Tensor | SparseTensor, mat2: Tensor) -> Tensor:
+    """Return the product of two matrices; the first may be sparse."""
+    if isinstance(input, SparseTensor):
+        return input @ mat2
     if input.array.ndim != 2 or mat2.array.ndim != 2:
         _ranks("mm", {"input": input, "mat2": mat2}, (2, 2))
     return matmul(input, mat2)

@@ -305,18 +305,10 @@ def _delete(self: Tensor, index: Any) -> NoReturn:
     raise AssertionError
 
 
-def to_sparse(self: Tensor, *args: Any) -> NoReturn:
-    """Refuse: all tensors of this package are strided."""
-    raise NotImplementedError(
-        f"to_sparse({self._brief()}): there are no sparse tensors here; keep values and indices "
-        "in two tensors, for example of nonzero()"
-    )
-
-
 for _function in (
     bfloat16, byte, cdouble, cfloat, char, cpu, cuda, detach_, double, get_device, half,
     is_conj, is_inference, is_neg, is_nonzero, is_same_size, is_signed, long, ndimension,
-    resolve_conj, resolve_neg, short, to, to_sparse, type_as,
+    resolve_conj, resolve_neg, short, to, type_as,
 ):  # fmt: skip
     as_method(_function)
 del _function

@@ -179,17 +179,28 @@ def _spaced(
         first, last = int(first), int(last)
     place = placed(device)
     xp = namespace_of(place)
-    step = (last - first) / (steps - 1) if steps > 1 else 0
+    if kind == numpy.float32:
+        first, last, step = _single_step(first, last, steps)
+    else:
+        step = (last - first) / (steps - 1) if steps > 1 else 0
     place_of = xp.arange(steps, dtype=xp.float64)
     # counted from the nearer end, so that the last number is ``end`` itself
     array = xp.where(
-        place_of < steps / 2, first + step * place_of, last - step * (steps - 1 - place_of)
+        place_of < steps // 2, first + step * place_of, last - step * (steps - 1 - place_of)
     )
     if steps == 1:
         array = xp.full(1, first)
     if base is not None:
         array = xp.power(base, array)
     return finish(array.astype(kind), place, requires_grad, name)
+
+
+def _single_step(first: Any, last: Any, steps: int) -> tuple[float, float, float]:
+    """Return the ends and the step as float32 rounds them: with those the bits are PyTorch's."""
+    with numpy.errstate(over="ignore"):
+        a, b = numpy.float32(first), numpy.float32(last)
+        step = (b - a) / numpy.float32(steps - 1) if steps > 1 else a * 0
+    return float(a), float(b), float(step)
 
 
 def _space_dtype(name: str, number: Any, dtype: Any) -> Any:

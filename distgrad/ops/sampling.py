@@ -20,6 +20,7 @@ from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError
 from distgrad.ops.checks import demand_floating
 from distgrad.ops.matmul import matmul
+from distgrad.ops.ranges import linspace
 from distgrad.ops.resample import NoSuchMode, cubic
 from distgrad.ops.shape import mT, reshape
 from distgrad.tensor import Tensor, wrap
@@ -72,7 +73,8 @@ def _along(F: Any, at: Any, n: int, mode: str, padding: str, align: bool) -> lis
     """Return the neighbours of the points ``at`` (from -1 to 1) along a dimension of ``n``."""
     xp = array_namespace(_raw(at))
     scale = (n - 1) / 2 if align else n / 2
-    point = at * scale + (n - 1) / 2
+    # In this order a point that is exactly on an element falls where PyTorch lets it fall.
+    point = (at + 1) * scale if align else (at + 1) * scale - 0.5
     if mode == "bicubic":
         return _cubic(xp, point, scale, n, padding, align)
     factor, summand = _padded(xp, _raw(point), n, padding, align)
@@ -372,9 +374,10 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None =
     space = tuple(size[2:])
     base = xp.ones((*space, dims + 1), kind)
     for d, n in enumerate(space):
-        line = xp.linspace(-1, 1, n, dtype=kind) if n > 1 else xp.zeros((1,), kind)
+        line = linspace(-1, 1, n, dtype=theta.dtype, device=theta.device).array
+        line = line if n > 1 else xp.zeros((1,), kind)
         if not align_corners:
-            line = line * kind.type((n - 1) / n)
+            line = line * kind.type(n - 1) / kind.type(n)
         base[..., dims - 1 - d] = line.reshape((-1,) + (1,) * (dims - 1 - d))
     points = matmul(wrap(base.reshape(1, -1, dims + 1)), mT(theta))
     return reshape(points, (size[0], *space, dims))

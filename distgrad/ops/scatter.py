@@ -54,8 +54,15 @@ def _check(index: Any, shape: Shape, dim: int, source: Shape | None = None) -> N
         raise ShapeError(f"index {wrong} is out of bounds for dimension {dim} with size {size}")
 
 
+def _row(xp: Namespace, x: Any) -> Any:
+    """Return ``x``, a number as a view of one element: what counts as one dimension here."""
+    return x if x.ndim else xp.reshape(x, (1,))
+
+
 def _corner(x: Any, shape: Shape) -> Any:
     """Return the first elements of ``x``, as many as ``shape`` says along each dimension."""
+    if x.ndim != len(shape):  # a number and a row
+        return x.reshape((-1,))[:1].reshape(shape)
     return x if x.shape == shape else x[tuple(slice(n) for n in shape)]
 
 
@@ -63,6 +70,7 @@ def _grown(F: Any, g: Any, shape: Shape) -> Any:
     """Return ``g`` with zeros after its elements, up to ``shape``; numbers are left alone."""
     if g.shape == shape or not shape:
         return g
+    g = g if g.shape else F.reshape(g, (1,))
     pads = [n for size, want in zip(g.shape, shape, strict=True) for n in (want - size, 0)]
     return F.constant_pad_nd(g, tuple(pads[::-1]))
 
@@ -77,6 +85,7 @@ def _grown(F: Any, g: Any, shape: Shape) -> Any:
         case(real(2, 3, 4), integers(3, 1, 5, 2), dim=-2),
         case(real(), given(0), dim=0),
         case(real(3), given([2, 2, 0, 1]), dim=0),
+        case(real(3), given(1), dim=0),
     ],
     reference=lambda torch, x, index, dim: torch.gather(x, dim, index),
     d_input=lambda F, g, input_shape, dim, index: F.gather_backward(g, index, input_shape, dim),
@@ -91,13 +100,10 @@ def gather(
     """
     place = wrap_dim(dim, input.ndim)
     _check(index, input.shape, place)
-    if not input.ndim or not index.ndim:
-        return xp.array(xp.broadcast_to(xp.reshape(input, -1)[:1], index.shape or (1,))).reshape(
-            index.shape
-        )
     if not xp.size(index):
         return xp.zeros(index.shape, input.dtype)
-    return input[_places(xp, index, place)]
+    found: Array = _row(xp, input)[_places(xp, _row(xp, index), place)]
+    return found if index.ndim else xp.reshape(found, ())
 
 
 @op(
@@ -123,7 +129,7 @@ def gather_backward(
 
 
 def _add(xp: Namespace, out: Any, dim: int, index: Any, source: Any) -> None:
-    xp.scatter_add(out, dim, index, source)
+    xp.scatter_add(_row(xp, out), dim, _row(xp, index), _row(xp, source))
 
 
 # ---------------------------------------------------------------------- scatter
@@ -132,6 +138,8 @@ _INTO = [
     case(real(3, 4), given([[2, 0, 1, 0], [1, 2, 0, 2]]), real(3, 5), dim=0),
     case(real(2, 3, 2), given([[[2], [0]]]), real(1, 2, 2), dim=-2),
     case(real(), given(0), real(), dim=0),
+    case(real(3), given(1), real(), dim=0),
+    case(real(3), given(1), real(2), dim=0),
 ]
 
 
@@ -142,7 +150,7 @@ _INTO = [
     method=False,
     node="ScatterBackward0",
     reference=lambda torch, x, index, src, dim: torch.scatter(
-        x, dim, index, src if src.ndim == index.ndim else src.item()
+        x, dim, index, src if src.ndim or not index.ndim else src.item()
     ),
     d_input=lambda F, g, dim, index: F.scatter_src(g, dim, index, 0),
     d_src=lambda F, g, dim, index, src_shape: _grown(F, F.gather(g, dim, index), src_shape),
@@ -156,10 +164,9 @@ def scatter_src(xp: Namespace, input: Tensor, dim: int, index: Tensor, src: Tens
     if kinds[0].kind != "c" and kinds[1].kind == "c":
         raise DtypeError(f"value cannot be converted to type {input.dtype} without overflow")
     out = xp.array(input, copy=True)
-    if not input.ndim:
-        out[...] = src if not shape else xp.reshape(src, -1)[0]
-    elif xp.size(index):
-        out[_places(xp, index, place)] = _corner(src, index.shape) if shape else src
+    if xp.size(index):
+        places = _places(xp, _row(xp, index), place)
+        _row(xp, out)[places] = _corner(src, index.shape) if shape else src
     return out
 
 
@@ -215,6 +222,7 @@ _ADDED = [
     case(real(3, 4), integers(4, 2, 2), real(2, 2), dim=1),
     case(real(3, 4), integers(3, 5, 4), real(6, 5), dim=0),
     case(real(), given(0), real(), dim=0),
+    case(real(3), given(1), real(2), dim=0),
 ]
 
 
@@ -302,6 +310,7 @@ def _reduced_gradients(
              reduce="amax"),
         case(distinct(3, 4), integers(3, 5, 4), Spec((6, 5), -1.9, 1.7, "distinct"), dim=0,
              reduce="amin", include_self=False),
+        case(distinct(3), given(1), Spec((2,), -1.9, 1.7, "distinct"), dim=0, reduce="amax"),
     ],
     method=False,
     node="ScatterReduceBackward0",
@@ -330,13 +339,11 @@ def scatter_extreme(
         "amax": (xp.maximum, _lowest(xp, out.dtype)),
         "amin": (xp.minimum, _highest(xp, out.dtype)),
     }[reduce]
-    flat = xp.reshape(out, -1) if not out.ndim else out
-    index = xp.reshape(index, -1) if not out.ndim else index
+    flat, index = _row(xp, out), _row(xp, index)
     places = _places(xp, index, place)
     if not include_self:
         flat[places] = start
-    values = _corner(xp.reshape(src, -1) if not out.ndim else src, index.shape)
-    xp.combine_at(ufunc, flat, places, values)
+    xp.combine_at(ufunc, flat, places, _corner(src, index.shape))
     return out
 
 

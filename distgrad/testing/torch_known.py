@@ -7,7 +7,7 @@ without a difference.
 
 from __future__ import annotations
 
-_SPARSE = "there are no sparse tensors here"
+_SPARSE = "sparse tensors are a small class of their own: products with gradients, no operations"
 _INTERNAL = "a name inside PyTorch, not of its API"
 _COMPILER = "compiles CUDA source"
 _HALF = "NumPy has no complex numbers of 16-bit floats"

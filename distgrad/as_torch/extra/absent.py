@@ -7,6 +7,7 @@ from typing import Any
 
 from distgrad.backend.dtype import finfo as finfo_of
 from distgrad.backend.layout import layout
+from distgrad.ops.coo import sparse_coo
 
 __all__ = [
     "AbsentDtype",
@@ -37,11 +38,7 @@ __all__ = [
 ]
 
 # layouts that no tensor has
-sparse_coo, sparse_csr, sparse_csc = (
-    layout("sparse_coo"),
-    layout("sparse_csr"),
-    layout("sparse_csc"),
-)
+sparse_csr, sparse_csc = layout("sparse_csr"), layout("sparse_csc")
 sparse_bsr, sparse_bsc, jagged = layout("sparse_bsr"), layout("sparse_bsc"), layout("jagged")
 
 

@@ -13,13 +13,15 @@ from distgrad.backend.layout import contiguous_format as legacy_contiguous_forma
 from distgrad.backend.layout import layout
 from distgrad.cuda.streams import Event, Stream
 from distgrad.errors import ArgumentError, DtypeError
+from distgrad.ops.coo import sparse_coo_tensor
+from distgrad.ops.matmul import mm
 from distgrad.ops.storage import UntypedStorage
 from distgrad.tensor import Tensor
 
 __all__ = [
     "Event", "Stream", "UntypedStorage", "__version__", "compile", "compiled_with_cxx11_abi",
     "get_device_module", "is_distributed", "is_vulkan_available", "layout",
-    "legacy_contiguous_format", "newaxis", "sparse_coo_tensor", "sparse_csr_tensor",
+    "legacy_contiguous_format", "newaxis", "sparse_coo_tensor", "sparse_csr_tensor", "spmm",
 ]  # fmt: skip
 
 newaxis = None
@@ -90,19 +92,16 @@ def get_device_module(device: Any = None) -> Any:
     return import_module(f"torch.{kind}")
 
 
-def _no_sparse(*args: Any, **options: Any) -> Any:
-    """Raise: tensors are dense here.
+def sparse_csr_tensor(*args: Any, **options: Any) -> Any:
+    """Raise: sparse tensors are kept by places here.
 
     Raises:
         DtypeError: always.
     """
-    raise DtypeError(
-        "sparse tensors: distgrad has none; make a dense tensor (zeros(...).index_put_), or use "
-        "index_add, scatter_add or embedding with the indices and values"
-    )
+    raise DtypeError("sparse_csr_tensor(): distgrad has no such layout; use sparse_coo_tensor")
 
 
-sparse_coo_tensor = sparse_csr_tensor = _no_sparse
+spmm = mm
 
 
 def __getattr__(name: str) -> Any:

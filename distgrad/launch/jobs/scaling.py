@@ -37,6 +37,7 @@ import numpy as np
 from distgrad import optim
 from distgrad.config import switch
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.reducer import WAIT
 from distgrad.distributed.reduction import MANY_RANKS, PHASES, SMALL_BYTES, block_width
 from distgrad.distributed.waiting import wait_for
 from distgrad.distributed.work import HostArray
@@ -343,7 +344,7 @@ class Steps:
             reducer.reset()
             reducer.count, reducer.explicit_count = 0, False
             real.append(_timed(self.group, lambda: self.run(alone=False)))
-            spans = sorted(reducer.timeline, key=lambda span: span.bucket)
+            spans = sorted(span for span in reducer.timeline if span.bucket != WAIT)
             ready.append([span.ready - self.began for span in spans])
             reducer.timeline.clear()
         nbytes = [bucket.wire.nbytes for bucket in reducer.buckets]
