@@ -593,7 +593,9 @@ def _give_way(
 
 def _is_a_number(option: Any) -> bool:
     """Return whether PyTorch takes the tensor ``option`` for the number in it."""
-    return isinstance(option, Tensor) and not (option.array.ndim or option.requires_grad)
+    if not isinstance(option, Tensor) or option.array.ndim or option.requires_grad:
+        return False
+    return bool(option.array.dtype != bool)
 
 
 def recover(name: str, error: Exception, operands: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -50,7 +50,6 @@ KNOWN = {
     "special.bessel_y1 forward float64": _BESSEL,
     "linalg.eig forward complex64": "the order of eigenvalues is not defined",
     "linalg.eigvals forward complex64": "the order of eigenvalues is not defined",
-    "nn.functional.max_unpool2d jvp": "indices that repeat: which element stays is not defined",
     "matrix_exp forward float16": "PyTorch's powers overflow in float16, to nan",
     "masked.logaddexp second": "PyTorch's is nan where the masks hide both operands: 0 times inf",
 }
