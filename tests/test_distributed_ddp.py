@@ -235,3 +235,30 @@ def test_arguments_of_pytorch():
     frozen = model().requires_grad_(False)
     with pytest.raises(GradError, match="not needed when a module doesn't have any parameters"):
         DistributedDataParallel(frozen)
+
+
+def test_samples_of_a_backward_that_failed_are_not_counted():
+    class Fails(dg.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ValueError("once")
+
+    def body(group):
+        layers = dg.nn.Sequential(*(dg.nn.Linear(1, 1, bias=False) for _ in range(2)))
+        for p in layers.parameters():
+            p.data.fill_(1.0)
+        ddp = DistributedDataParallel(layers)
+        failing = layers[0].register_forward_hook(lambda module, args, out: Fails.apply(out))
+        with pytest.raises(ValueError, match="once"):
+            ddp(dg.ones(3, 1)).mean().backward()
+        failing.remove()
+        ddp.zero_grad()
+        x = dg.ones(1 + group.rank, 1) * (1.0 + 3 * group.rank)  # 1, and 4 and 4
+        ddp(x).mean().backward()
+        return layers[1].weight.grad.item()
+
+    assert run_ranks(2, body) == [3.0, 3.0]

@@ -269,6 +269,7 @@ class Reducer:
         if self._running:  # an exception left the backward before
             self.reset()
             self._next_step()
+            self.count, self.explicit_count = 0, False  # what it would have brought is lost
         grad = self.named[-1][1].grad
         if grad is None:
             self.reduced = False
