@@ -1,26 +1,13 @@
 """Automatic differentiation and data-parallel training on NumPy, CuPy and MPI."""
 # ruff: noqa: F403  (the chapters of operations say in __all__ what is public)
 
-from math import e, inf, nan, pi
+from distgrad import collector  # first: it pauses while all this is imported
 
-from distgrad import (
-    accelerator,
-    amp,
-    autograd,
-    backends,
-    cuda,
-    distributed,
-    distributions,
-    func,
-    futures,
-    masked,
-    nn,
-    ops,
-    optim,
-    serialization,
-    signal,
-    utils,
-)
+# isort: split
+from math import e, inf, nan, pi
+from typing import TYPE_CHECKING
+
+from distgrad import accelerator, amp, autograd, cuda, distributed, futures, nn, ops, optim
 from distgrad.amp import GradScaler, autocast
 from distgrad.amp.state import *
 from distgrad.as_torch import as_torch
@@ -85,9 +72,8 @@ from distgrad.backend.layout import (
 )
 from distgrad.backend.promises import *
 from distgrad.backend.threads import *
-from distgrad.distributed import optim as _distributed_optim  # noqa: F401  a module of its own
 from distgrad.errors import AcceleratorError, OutOfMemoryError
-from distgrad.func.vmap import vmap
+from distgrad.later import later
 from distgrad.ops import fft, random
 from distgrad.ops import linalg_names as linalg
 from distgrad.ops import special_names as special
@@ -172,9 +158,13 @@ from distgrad.ops.windows import (
     pixel_shuffle,
     pixel_unshuffle,
 )
-from distgrad.serialization import load, save
 from distgrad.tensor import Size, Tensor
 from distgrad.version import __version__
+
+if TYPE_CHECKING:
+    from distgrad import backends, distributions, func, masked, serialization, signal, utils
+    from distgrad.func.vmap import vmap
+    from distgrad.serialization import load, save
 
 __all__ = [
     "AcceleratorError",
@@ -347,3 +337,12 @@ __all__ += ops.signal.__all__
 __all__ += ops.special.__all__
 __all__ += ops.storage.__all__
 __all__ += ops.typed.__all__
+
+_LATER = ("backends", "distributions", "func", "masked", "serialization", "signal", "utils")
+__getattr__ = later(
+    __name__,
+    {name: f"distgrad.{name}" for name in _LATER}
+    | {name: "distgrad.serialization:" for name in ("load", "save")}
+    | {"vmap": "distgrad.func.vmap:"},
+)
+collector.resume()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import secrets
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ class Generator:
 
     def seed(self) -> int:
         """A new seed from the operating system, from which the generator starts anew."""
-        number = secrets.randbits(53)
+        number = int.from_bytes(os.urandom(8)) >> 11  # 53 bits, as PyTorch's
         self.manual_seed(number)
         return number
 

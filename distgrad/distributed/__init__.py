@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from distgrad.distributed import algorithms, nn, rpc
+from typing import TYPE_CHECKING
+
 from distgrad.distributed.collectives import (
     all_gather,
     all_gather_coalesced,
@@ -24,9 +25,7 @@ from distgrad.distributed.collectives import (
     reduce_scatter_tensor,
     scatter,
 )
-from distgrad.distributed.comm_hooks import GradBucket
 from distgrad.distributed.default import DefaultGroupError, get_group
-from distgrad.distributed.device_mesh import DeviceMesh, init_device_mesh
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.failure import abort_on_failure
 from distgrad.distributed.group import (
@@ -65,7 +64,6 @@ from distgrad.distributed.messages import (
     send,
 )
 from distgrad.distributed.mpi import mpi_group
-from distgrad.distributed.nn.functional import average_gradients
 from distgrad.distributed.objects import (
     all_gather_object,
     broadcast_object_list,
@@ -82,16 +80,6 @@ from distgrad.distributed.progress import (
     start_progress,
 )
 from distgrad.distributed.reduce_op import ReduceOp, supports_complex
-from distgrad.distributed.store import (
-    DistNetworkError,
-    DistStoreError,
-    FileStore,
-    HashStore,
-    PrefixStore,
-    QueueEmptyError,
-    Store,
-    TCPStore,
-)
 from distgrad.distributed.subgroups import (
     GroupMember,
     get_backend,
@@ -108,6 +96,23 @@ from distgrad.distributed.subgroups import (
 )
 from distgrad.distributed.threads import run_ranks
 from distgrad.errors import DistributedError
+from distgrad.later import later
+
+if TYPE_CHECKING:
+    from distgrad.distributed import algorithms, nn, rpc
+    from distgrad.distributed.comm_hooks import GradBucket
+    from distgrad.distributed.device_mesh import DeviceMesh, init_device_mesh
+    from distgrad.distributed.nn.functional import average_gradients
+    from distgrad.distributed.store import (
+        DistNetworkError,
+        DistStoreError,
+        FileStore,
+        HashStore,
+        PrefixStore,
+        QueueEmptyError,
+        Store,
+        TCPStore,
+    )
 
 DistError = DistBackendError = DistributedError
 group = GroupMember  # PyTorch's other name for it; the module of that name keeps its path
@@ -210,3 +215,19 @@ __all__ = [
     "supports_complex",
     "world_from_env",
 ]
+
+_STORES = (
+    "DistNetworkError", "DistStoreError", "FileStore", "HashStore", "PrefixStore",
+    "QueueEmptyError", "Store", "TCPStore",
+)  # fmt: skip
+__getattr__ = later(
+    __name__,
+    {name: f"distgrad.distributed.{name}" for name in ("algorithms", "nn", "optim", "rpc")}
+    | {name: "distgrad.distributed.store:" for name in _STORES}
+    | {
+        "DeviceMesh": "distgrad.distributed.device_mesh:",
+        "GradBucket": "distgrad.distributed.comm_hooks:",
+        "average_gradients": "distgrad.distributed.nn.functional:",
+        "init_device_mesh": "distgrad.distributed.device_mesh:",
+    },
+)

@@ -15,7 +15,6 @@ Note [What goes this way]
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +61,8 @@ def in_words() -> str:
     asked = switch("cuda_aware")
     if asked != "auto":
         return f"DISTGRAD_CUDA_AWARE={asked} says " + ("yes" if asked == "1" else "no")
+    import subprocess  # only the doctor asks; it takes 5 ms of each import
+
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM],
         stdin=subprocess.DEVNULL,
