@@ -1,6 +1,7 @@
 """``python -m distgrad.doctor``: what is installed, whether it fits together, and the fix if not.
 
-Under ``mpirun -n 2`` it all-reduces instead; ``--test`` starts that by itself.
+Under ``mpirun -n 2`` it all-reduces instead; ``--test`` starts that by itself.  With ``--hosts`` it
+also asks these hosts whether a job could run on them.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from distgrad import distributed
-from distgrad.config import unknown_variables
+from distgrad.backend.device import cupy_wheels
+from distgrad.config import nearest, unknown_variables
 from distgrad.distributed.cuda_aware import in_words
 from distgrad.distributed.env import world_from_env
-from distgrad.errors import DistgradError, MissingExtra
+from distgrad.errors import ConfigError, DistgradError, MissingExtra
 from distgrad.launch import blas, spawn
+from distgrad.launch.rundir import RUNS
+from distgrad.launch.supervise import hosts, visit
 from distgrad.version import __version__
 
-USAGE = "usage: python -m distgrad.doctor [--json] [--test]"
+USAGE = """usage: python -m distgrad.doctor [--json] [--test] [--hosts H1,H2] [--hostfile FILE]
+                                 [--run-dir DIR] [--ssh PROGRAM]"""
 SHM = "/dev/shm"
 SHM_LEAST_MB = 256
 _TEST_TIMEOUT_S = 60
@@ -135,7 +140,7 @@ def _mpirun(library: spawn.Mpi) -> Check:
 
 
 def _cupy() -> Check:
-    wheels = [d for d in ("cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy") if _version(d)]
+    wheels = cupy_wheels()
     driver = shutil.which("nvidia-smi") is not None
     if len(wheels) > 1:
         text = f"{' and '.join(wheels)} are installed and break each other"
@@ -170,24 +175,42 @@ def _cuda(wheel: str) -> Check:
 
 
 def _gpu_ways() -> list[Check]:
-    """Return how tensors on GPUs travel: whether there is NCCL, and an MPI that takes them."""
+    """Return what helps CuPy: cuDNN, NCCL, and an MPI that takes tensors on GPUs."""
     wheel = next((d for d in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _version(d)), None)
     if wheel is None:
         return []
     major = "13" if "13" in wheel else "12"
-    program = "from cupy.cuda import nccl; print(nccl.get_version() if nccl.available else 0)"
+    version = _number(
+        "from cupy.cuda import nccl; print(nccl.get_version() if nccl.available else 0)"
+    )
+    text = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    fix = f"for several GPUs: pip install nvidia-nccl-cu{major}"
+    nccl = Check("nccl", "ok", text) if version else Check("nccl", "absent", "is not found", fix)
+    found = [_cudnn(major), nccl]
+    if _version("mpi4py") is not None:
+        found.append(Check("CUDA-aware MPI", "ok", in_words()))
+    return found
+
+
+def _cudnn(major: str) -> Check:
+    """Return whether convolutions and attention on a GPU are computed by cuDNN."""
+    version = _number("import cudnn; print(cudnn.backend_version())")
+    if version:
+        return Check("cudnn", "ok", f"{version // 10000}.{version // 100 % 100}.{version % 100}")
+    text = "is not found; convolutions and attention are computed without it, more slowly"
+    fix = f"pip install 'nvidia-cudnn-frontend<1.29' nvidia-cudnn-cu{major}"
+    return Check("cudnn", "warn", text, fix)
+
+
+def _number(program: str) -> int:
+    """Return the number that a program prints in a fresh process; 0 if it cannot."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TEST_TIMEOUT_S,
         check=False,
     )  # fmt: skip
-    version = int(done.stdout.strip() or 0)
-    text = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    fix = f"for several GPUs: pip install nvidia-nccl-cu{major}"
-    nccl = Check("nccl", "ok", text) if version else Check("nccl", "absent", "is not found", fix)
-    if _version("mpi4py") is None:
-        return [nccl]
-    return [nccl, Check("CUDA-aware MPI", "ok", in_words())]
+    text = done.stdout.strip()
+    return int(text) if text.isdigit() else 0
 
 
 def _cores() -> Check:
@@ -265,7 +288,54 @@ def _as_rank() -> int:
     return 0
 
 
+# ------------------------------------------------------------------ other hosts
+
+
+def _hosts(options: Mapping[str, str]) -> list[Check]:
+    """Return what there is to say about the hosts that are asked for."""
+    names = [host.name for host in hosts.parse(options["--hosts"], options["--hostfile"])]
+    if not names:
+        return []
+    try:
+        mpirun = spawn.matching_mpirun().path
+    except DistgradError:  # which is a finding of its own
+        mpirun = ""
+    run_dir = options["--run-dir"] or str(RUNS)
+    remote = hosts.Remote(options["--ssh"] or "ssh")
+    try:
+        found = visit.visit(names, remote, run_dir, _with_mpi(), mpirun)
+    finally:
+        remote.close()
+    return [Check(f"host {one.host}", one.state, one.text, one.fix) for one in found]
+
+
+def _with_mpi() -> dict[str, Any]:
+    """Return the versions of what is here, with the MPI that ranks would load."""
+    try:
+        library = spawn.loaded_library()
+    except DistgradError:
+        return software()
+    return software() | {"mpi": f"{library.family} {library.version}"}
+
+
 # ------------------------------------------------------------------ the command
+
+
+def _options(argv: Sequence[str]) -> dict[str, str]:
+    """Return the text of each option; empty if it is not given."""
+    with_value = ("--hosts", "--hostfile", "--run-dir", "--ssh", "--as-host")
+    found = dict.fromkeys((*with_value, "--json", "--test"), "")
+    words = list(argv)
+    while words:
+        name, equals, text = words.pop(0).partition("=")
+        if name not in found:
+            raise ConfigError(f"{name}: unknown option{nearest(name, found)}")
+        if name in with_value and not equals:
+            if not words:
+                raise ConfigError(f"{name}: needs a value")
+            text = words.pop(0)
+        found[name] = text or "yes"
+    return found
 
 
 def as_text(found: list[Check]) -> str:
@@ -288,16 +358,27 @@ def as_json(found: list[Check]) -> str:
 
 def main(argv: list[str]) -> int:
     """Return 0 if nothing that is needed is broken."""
-    if any(word not in ("--json", "--test") for word in argv):
-        asked = argv in (["--help"], ["-h"])
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if argv in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0
+    try:
+        options = _options(argv)
+    except ConfigError as error:
+        print(f"distgrad.doctor: {error}\n{USAGE}", file=sys.stderr)
+        return 2
+    if options["--as-host"]:
+        print(visit.answer(options["--as-host"], _with_mpi()))
+        return 0
     if (world_from_env().size or 1) > 1:
         return _as_rank()
     found = checks()
-    if "--test" in argv:
+    if options["--test"]:
         found.append(all_reduce_test())
-    show: Callable[[list[Check]], str] = as_json if "--json" in argv else as_text
+    try:
+        found += _hosts(options)
+    except ConfigError as error:
+        found.append(Check("hosts", "fail", str(error), "correct it"))
+    show: Callable[[list[Check]], str] = as_json if options["--json"] else as_text
     print(show(found))
     return int(any(check.state == "fail" for check in found))
 

@@ -121,7 +121,7 @@ def test_discarding_keeps_the_files_of_others():
 def test_only_the_first_rank_that_fails_reports_it_until_the_run_goes_on():
     run = a_run("runs/a")
     assert [run.first_failure(rank) for rank in (2, 0)] == [True, False]
-    run.forget_failure()
+    run.forget_end()
     assert run.first_failure(0)
 
 

@@ -153,8 +153,9 @@ def help_text() -> str:
     lines += [
         "Each setting is also read from DISTGRAD_NAME and from the TOML file;",
         "the command line wins over the environment, that over the file, that over the default.",
-        "Exit status: 0 done, 1 error, 2 usage, 3 expectation missed, 75 stopped by a signal after",
-        "saving, 128+N killed by signal N.",
+        "Exit status: 0 done, 1 error, 2 usage, 3 expectation missed, 69 too few hosts answer, 75",
+        "stopped by a signal after saving, 76 ranks lost or stalled and no restart left, 128+N",
+        "killed by signal N.",
     ]
     return "\n".join(lines)
 

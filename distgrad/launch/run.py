@@ -6,6 +6,7 @@ import faulthandler
 import os
 import runpy
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -14,15 +15,25 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from distgrad import distributed
 from distgrad.as_torch import as_torch
 from distgrad.config import SWITCHES, unknown_variables
 from distgrad.distributed.env import WorldHint, world_from_env
 from distgrad.distributed.failure import exit_status
 from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.shrink import LOST, end_with
 from distgrad.doctor import software
-from distgrad.errors import CheckpointError, ConfigError, DistributedError, MissingExtra
-from distgrad.launch import blas, jobs, ranks, rundir, signals, spawn, streams
+from distgrad.errors import (
+    CheckpointError,
+    ConfigError,
+    DistributedError,
+    JobLost,
+    MissingExtra,
+    RankLost,
+)
+from distgrad.launch import blas, deadlines, jobs, ranks, rundir, signals, spawn, streams
 from distgrad.launch.args import (
     Command,
     Expectation,
@@ -35,6 +46,11 @@ from distgrad.launch.args import (
     resolve,
 )
 from distgrad.launch.rundir import RunDir
+from distgrad.launch.supervise import hosts, pulse, wire
+from distgrad.launch.supervise.attempt import Limits
+from distgrad.launch.supervise.pulse import Pulse
+from distgrad.launch.supervise.supervisor import Plan, Supervisor
+from distgrad.optim.optimizer import register_optimizer_step_post_hook
 from distgrad.version import __version__
 
 OK, ERROR, USAGE, MISSED, PREEMPTED = 0, 1, 2, 3, 75
@@ -57,7 +73,9 @@ def main(argv: list[str]) -> int:
         job, resolved = _resolved(command)
         if command.action == "print_config":
             return _print_once(hint, as_toml(resolved))
-        _become_ranks(resolved, hint)
+        status = _become_ranks(command.target, job, resolved, hint)
+        if status is not None:
+            return status
     except _MESSAGE_ONLY as error:
         return _refused(hint, error, USAGE if isinstance(error, ConfigError) else ERROR)
     blas.limit(_threads(resolved, hint.local_size or 1))
@@ -65,11 +83,51 @@ def main(argv: list[str]) -> int:
         os.environ[SWITCHES["determinism"].env] = resolved["determinism"]
     spawn.close_input(hint)
     faulthandler.enable(file=sys.__stderr__ or sys.stderr)
+    return _as_rank(command.target, job, resolved, hint)
+
+
+def _as_rank(target: Target, job: jobs.Job | None, resolved: Resolved, hint: WorldHint) -> int:
+    """Return the exit status of this rank's life."""
+    heart = None
     try:
-        group = _group(job, hint)
+        if wire.supervised():
+            heart = _pulse(resolved, hint)
+        with deadlines.starting(resolved["start_timeout"]):
+            group = _group(job, hint)
     except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
+        if heart is not None:
+            heart.tell({"failed": ERROR, "usage": True, "error": str(error)})
         return _refused(hint, error, ERROR)
-    return Launch(command.target, job, resolved).run(group)
+    if group.size > 1 and (job is not None or heart is not None):  # all come to the end together
+        deadlines.bound_exit(resolved["exit_timeout"], lambda: _leave(heart))
+    status = Launch(target, job, resolved, heart).run(group)
+    end_with(status)
+    return status
+
+
+def _leave(heart: Pulse | None) -> None:
+    """Tell the supervisor that nothing but MPI is left to end here."""
+    if heart is not None:
+        heart.tell({"left": True})
+
+
+def _pulse(resolved: Resolved, hint: WorldHint) -> Pulse:
+    """Return the heartbeat of this rank.
+
+    Raises:
+        DistributedError: the supervisor cannot be reached.
+    """
+    have = software()
+    versions = {name: have[name] for name in ("distgrad", "python", "numpy")}
+    hello = {
+        "rank": hint.rank or 0, "size": hint.size or 1, "host": socket.gethostname(),
+        "versions": versions,
+    }  # fmt: skip
+    try:
+        return Pulse(hello, resolved["orphans"])
+    except DistributedError as error:
+        print(f"distgrad.launch: rank {hint.rank}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def _threads(resolved: Resolved, local_size: int) -> int:
@@ -130,44 +188,154 @@ def _resolved(command: Command) -> tuple[jobs.Job | None, Resolved]:
     return job, resolve(command, job.DEFAULTS)
 
 
-def _become_ranks(resolved: Resolved, hint: WorldHint) -> None:
-    """Replace this process by mpirun if ranks are asked for and this is none."""
-    nproc, hosts = resolved["nproc"], resolved["hosts"]
+def _become_ranks(
+    target: Target, job: jobs.Job | None, resolved: Resolved, hint: WorldHint
+) -> int | None:
+    """Start the ranks that are asked for if this is none; return the status of a supervised job.
+
+    Without a supervisor this process is replaced by mpirun.
+    """
+    if wire.supervised():
+        return None
+    nproc, names, hostfile = (resolved[key] for key in ("nproc", "hosts", "hostfile"))
+    supervised = _supervised(resolved)
     if hint.launcher is not None:
         if isinstance(nproc, int) and hint.size not in (None, nproc):
             raise ConfigError(
                 f"--nproc {nproc}: {hint.launcher} has already started {hint.size} ranks; "
                 f"leave --nproc out, or start without mpirun"
             )
-        return
-    if resolved["hostfile"] and not isinstance(nproc, int):
+        if supervised:
+            raise ConfigError(
+                f"{supervised}: {hint.launcher} has already started the ranks, and what started "
+                f"them must watch them; start without mpirun, with --nproc N"
+            )
+        return None
+    if hostfile and not isinstance(nproc, int):
         raise ConfigError("--hostfile: needs the number of ranks too; add --nproc N")
-    if nproc == "auto" or (nproc is None and hosts):
-        nproc = spawn.slots(hosts) if hosts else blas.cores()
-    if nproc is not None and (nproc > 1 or hosts or resolved["hostfile"]):
-        spawn.start(nproc, hosts, resolved["hostfile"], _threads(resolved, nproc))
+    if nproc == "auto" or (nproc is None and names):
+        nproc = spawn.slots(names) if names else blas.cores()
+    if supervised:
+        return _supervisor(target, job, resolved, nproc or 1).run()
+    if nproc is not None and (nproc > 1 or names or hostfile):
+        threads, least = _threads(resolved, nproc), resolved["min_ranks"]
+        spawn.start(nproc, names, hostfile, threads, least, resolved["ssh"])
+    return None
+
+
+def _supervised(resolved: Resolved) -> str:
+    """Return the option that asks for a supervisor, or nothing."""
+    for key in ("max_restarts", "stall_timeout"):
+        if resolved.settings[key].origin != "default":
+            return f"--{key.replace('_', '-')} {resolved[key]:g}"
+    return ""
+
+
+def _supervisor(target: Target, job: jobs.Job | None, resolved: Resolved, nproc: int) -> Supervisor:
+    """Return the supervisor of the job, whose run directory is there from now on."""
+    run, _ = _choose(target, job, resolved)
+    run.make()
+    limits = Limits(
+        resolved["start_timeout"], resolved["stall_timeout"], resolved["exit_timeout"],
+        shrinks=resolved["min_ranks"] is not None,
+    )  # fmt: skip
+    return Supervisor(
+        Plan(
+            nproc=nproc,
+            hosts=tuple(hosts.parse(resolved["hosts"], resolved["hostfile"])),
+            min_ranks=resolved["min_ranks"],
+            max_restarts=resolved["max_restarts"] or 0,
+            limits=limits,
+            ssh=resolved["ssh"],
+            threads=_threads(resolved, nproc),
+            run=run,
+        )
+    )
+
+
+def _choose(target: Target, job: jobs.Job | None, resolved: Resolved) -> tuple[RunDir, Path | None]:
+    """Return the run directory and the checkpoint to go on from."""
+    if job is None:
+        name = target.name if target.kind == "module" else Path(target.name).stem
+        return rundir.choose(resolved["run_dir"], SWITCHES["resume"].default, name)
+    name = resolved["job"].rpartition(".")[2]
+    if resolved["dry_run"]:
+        return rundir.choose(None, "never", f"{name}-dry-run")
+    if wire.attempt():
+        return rundir.choose_again(resolved["run_dir"], resolved["resume"], name)
+    return rundir.choose(resolved["run_dir"], resolved["resume"], name)
 
 
 class Launch:
     """One run of a program on this rank."""
 
-    def __init__(self, target: Target, job: jobs.Job | None, resolved: Resolved) -> None:
-        self.target, self.job, self.resolved = target, job, resolved
+    def __init__(
+        self,
+        target: Target,
+        job: jobs.Job | None,
+        resolved: Resolved,
+        heart: Pulse | None = None,
+    ) -> None:
+        self.target, self.job, self.resolved, self.heart = target, job, resolved, heart
         self.rundir: RunDir | None = None
+        self.group: ProcessGroup
+        self._show: Callable[[], None]  # lets this rank print to the console
 
     def run(self, group: ProcessGroup) -> int:
         """Return the exit status on which all ranks agree; a failure ends the whole job."""
+        self.group = pulse.place.group = group
+        pulse.place.size = group.size
         with ExitStack() as stack:
             try:
-                return self._script(stack, group) if self.job is None else self._job(stack, group)
+                program = self._script if self.job is None else self._job
+                status = program(stack, group)
+                return self._agree(self._left(), status)
             except BaseException as error:
-                return self._end(group, error)
+                return self._end(self.group, error)
+
+    def _left(self) -> ProcessGroup:
+        """Return the ranks that are left, where a script has gone on without others."""
+        group = distributed.get_group() if distributed.is_initialized() else self.group
+        return group if len(group.origins) < len(self.group.origins) else self.group
+
+    def _agree(self, group: ProcessGroup, status: int) -> int:
+        """Return ``status`` once all ranks have come to the end and rank 0 has written that down.
+
+        Only this counts as success: a rank that leaves early may look to mpirun as if it had
+        finished.
+        """
+        mpi = sys.modules.get("mpi4py.MPI")
+        if self.rundir is None or (self.job is None and self.heart is None):
+            return status
+        if group.backend == "mpi" and mpi is not None and mpi.Is_finalized():
+            self._tell({"ended": status})  # the script has ended MPI itself
+            return status
+        worst = np.array([status])
+        group.all_reduce(worst, "max")
+        if group.rank == 0:
+            self.rundir.write_done(int(worst[0]), pulse.place.step, group.size)
+            self._tell({"agreed": int(worst[0])})
+        self._tell({"ended": status})
+        return status
+
+    def _tell(self, message: dict[str, object]) -> None:
+        """Tell the supervisor, if there is one."""
+        if self.heart is not None:
+            self.heart.tell(message)
 
     def _end(self, group: ProcessGroup, error: BaseException) -> int:
         """Return the exit status of ``error`` once it is reported and no other rank runs."""
         status, text = _verdict(error)
         if status == OK:
-            return OK
+            return self._agree(group, OK)
+        words = (str(error).strip().splitlines() or [""])[0]
+        self._tell(
+            {
+                "failed": status,
+                "usage": isinstance(error, ConfigError),
+                "error": wire.clip(f"{type(error).__name__}: {words}"),
+            }
+        )
         if self._speaks(group):
             if text:
                 print(text.rstrip(), file=sys.stderr)
@@ -178,6 +346,9 @@ class Launch:
         if group.size > 1:
             time.sleep(_DRAIN_S)
         self._tidy(status)
+        if status == LOST:  # all that are left end for the same reason
+            sys.stdout.flush()
+            os._exit(LOST)
         if group.size > 1:
             group.abort(status, f"{type(error).__name__} ended this rank, so the job ends")
         return status
@@ -206,7 +377,11 @@ class Launch:
         if not module and not Path(name).is_file():
             raise ConfigError(f"{name}: there is no such script; --help says how to call it")
         if group.size > 1 or self.resolved["run_dir"]:
-            self._open(stack, group, name if module else Path(name).stem)
+            self._open(stack, group)
+        if self.heart is not None:
+            pulse.place.phase = pulse.SCRIPT
+            self._tell({})
+            register_optimizer_step_post_hook(pulse.counted)
         sys.argv = [name, *self.target.argv]
         if self.resolved["as_torch"]:
             as_torch()
@@ -224,9 +399,10 @@ class Launch:
     def _job(self, stack: ExitStack, group: ProcessGroup) -> int:
         assert self.job is not None
         resolved = self.resolved
-        run, resume_from = self._open(stack, group, resolved["job"].rpartition(".")[2])
+        run, resume_from = self._open(stack, group)
         stack.enter_context(signals.handling())
-        say = print if group.rank == 0 else _say_nothing
+        pulse.at(0, "begins")
+        self._tell({})
         context = jobs.Context(
             group=group,
             rundir=run,
@@ -234,11 +410,17 @@ class Launch:
             dry_run=resolved["dry_run"],
             profile_steps=resolved["profile_steps"],
             stop_requested=signals.stop_requested,
-            say=say,
+            say=self._say,
+            any_checkpoint=resolved["resume"] == "auto" or wire.attempt() > 0,
+            min_ranks=resolved["min_ranks"],
+            regrouped=self._regrouped,
         )
+        say = self._say
         say(banner(group, run, resume_from))
         try:
-            metrics = group.broadcast_object(self.job.run(resolved.config, context))
+            found = self.job.run(resolved.config, context)
+            group = self.group  # some ranks may be lost by now
+            metrics = group.broadcast_object(found)
         except jobs.Preempted as stop:
             say(f"stopped: {stop}; go on with --run-dir {run.path}")
             return PREEMPTED
@@ -249,6 +431,20 @@ class Launch:
             say("dry run passed")
             return OK
         return self._judge(metrics, say)
+
+    def _say(self, text: str) -> None:
+        """Print ``text`` on rank 0, whichever that is by now."""
+        if self.group.rank == 0:
+            print(text)
+
+    def _regrouped(self, group: ProcessGroup) -> None:
+        """Go on with the ranks that are left."""
+        self.group = pulse.place.group = group
+        pulse.at(pulse.place.step, "goes on with fewer ranks")
+        if group.rank == 0:
+            self._show()
+            if self.rundir is not None:
+                self.rundir.forget_end()
 
     def _judge(self, metrics: dict[str, float], say: Callable[[str], None]) -> int:
         status = OK
@@ -262,37 +458,36 @@ class Launch:
 
     # ---------------------------------------------------------------- both
 
-    def _open(self, stack: ExitStack, group: ProcessGroup, name: str) -> tuple[RunDir, Path | None]:
+    def _open(self, stack: ExitStack, group: ProcessGroup) -> tuple[RunDir, Path | None]:
         """Make the run directory on all ranks, send the output there, say what to resume."""
         chosen = None
         if group.rank == 0:
-            chosen = self._choose(name)
+            chosen = _choose(self.target, self.job, self.resolved)
             chosen[0].make()
-            chosen[0].forget_failure()
+            chosen[0].forget_end()
+            if wire.attempt() and chosen[1] is None:
+                chosen[0].metrics.unlink(missing_ok=True)  # of an attempt that saved nothing
         agreed = group.broadcast_object(chosen)
         assert agreed is not None
         run = self.rundir = agreed[0]
         run.make()
         shown = group.rank == 0 or bool(self.resolved["as_torch"])
         log = run.log(group.rank)
-        stack.enter_context(streams.captured(group.rank, group.size, log, shown=shown))
+        captured = streams.captured(group.rank, group.size, log, shown=shown)
+        self._show = stack.enter_context(captured)
         if group.rank == 0:
             settings = {key: asdict(value) for key, value in self.resolved.settings.items()}
             rundir.write_json(run.path / "config.json", settings)
-            rundir.write_json(run.path / "env.json", {**software(), "argv": sys.orig_argv[1:]})
+            mark = {"argv": sys.orig_argv[1:], "job": os.environ.get(wire.JOB, "")}
+            rundir.write_json(run.path / "env.json", {**software(), **mark})
             if self.job is None or not self.resolved["dry_run"]:
                 run.link_as_latest()
             for warning in unknown_variables():
                 print(f"warning: {warning}", file=sys.stderr)
         group.barrier()  # a rank that fails at once finds the directory complete
+        if self.heart is not None and group.local_size < group.size:
+            run.check_shared(os.environ.get(wire.JOB, ""))
         return agreed
-
-    def _choose(self, name: str) -> tuple[RunDir, Path | None]:
-        if self.job is None:
-            return rundir.choose(self.resolved["run_dir"], SWITCHES["resume"].default, name)
-        if self.resolved["dry_run"]:
-            return rundir.choose(None, "never", f"{name}-dry-run")
-        return rundir.choose(self.resolved["run_dir"], self.resolved["resume"], name)
 
 
 def banner(group: ProcessGroup, run: RunDir, resume_from: Path | None) -> str:
@@ -320,6 +515,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return USAGE, f"distgrad.launch: {error}"
     if isinstance(error, _MESSAGE_ONLY):
         return ERROR, f"distgrad.launch: {error}"
+    if isinstance(error, JobLost | RankLost):
+        return LOST, f"distgrad.launch: {error}"
     if isinstance(error, SystemExit):
         return exit_status(error), error.code if isinstance(error.code, str) else ""
     text = "interrupted" if isinstance(error, KeyboardInterrupt) else _traceback(error)
@@ -333,7 +530,3 @@ def _traceback(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename in own:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
-
-
-def _say_nothing(text: str) -> None:
-    """Drop ``text``: rank 0 says it."""

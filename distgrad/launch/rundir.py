@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,9 +15,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from distgrad.errors import ConfigError
+from distgrad.launch.supervise.wire import JOB
 
 RUNS = Path("runs")
-_OWN = ("config.json", "env.json", "metrics.jsonl", "logs/failed")
+_SEEN_S = 5.0  # until network file systems show on one host what another has written
+_OWN = (
+    "config.json", "env.json", "metrics.jsonl", "logs/failed", "done.json", "supervisor.jsonl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,42 @@ class RunDir:
                 f"--run-dir {self.path}: cannot be made ({error.strerror}); choose another"
             ) from None
 
-    def forget_failure(self) -> None:
-        """Forget the failure of an earlier run that this one goes on from."""
+    @property
+    def done(self) -> Path:
+        """What rank 0 writes once all ranks agree on the end: only then was the run a success."""
+        return self.path / "done.json"
+
+    def check_shared(self, job: str) -> None:
+        """Return if this host sees what rank 0 has written for ``job``.
+
+        Raises:
+            ConfigError: it does not, so a job that starts again elsewhere would find no checkpoint.
+        """
+        until = time.monotonic() + _SEEN_S
+        while True:
+            with suppress(OSError, ValueError):
+                if json.loads((self.path / "env.json").read_text("utf-8")).get("job") == job:
+                    return
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"--run-dir {self.path}: {socket.gethostname()} does not see what rank 0 has "
+                    f"written there, so a restart could not find the checkpoints; choose a "
+                    f"directory that all hosts share"
+                )
+            time.sleep(0.1)
+
+    def forget_end(self) -> None:
+        """Forget how an earlier run has ended that this one goes on from."""
         (self.path / "logs" / "failed").unlink(missing_ok=True)
+        self.done.unlink(missing_ok=True)
+
+    def write_done(self, status: int, step: int, ranks: int) -> None:
+        """Write down the end on which all ranks agree."""
+        end = {"status": status, "step": step, "ranks": ranks, "job": os.environ.get(JOB, "")}
+        try:
+            write_json(self.done, end | {"time": time.time()})
+        except OSError as error:  # the supervisor hears of it by another way
+            print(f"warning: {self.done} cannot be written ({error.strerror})", file=sys.stderr)
 
     def link_as_latest(self) -> None:
         """Let ``latest`` beside the run directory point to it."""
@@ -132,6 +171,18 @@ def choose(run_dir: str | None, resume: str, name: str) -> tuple[RunDir, Path | 
         return run, None
     start = (Path(run_dir).parent if run_dir else RUNS) / "latest" if resume == "latest" else None
     return _resumed(run_dir, Path(resume) if start is None else start, resume)
+
+
+def choose_again(run_dir: str, resume: str, name: str) -> tuple[RunDir, Path | None]:
+    """Return the directory of a run that a supervisor starts again, and where it goes on.
+
+    That is its newest checkpoint whatever ``--resume`` says; if it has none, it begins as it did.
+    """
+    run = RunDir(Path(run_dir))
+    newest = latest_checkpoint(run)
+    if newest is not None or resume in ("auto", "never"):
+        return run, newest
+    return choose(run_dir, resume, name)
 
 
 def _resumed(run_dir: str | None, start: Path, resume: str) -> tuple[RunDir, Path]:
@@ -206,6 +257,11 @@ class Metrics:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_text(self._path, text)
         self._file = self._path.open("a", encoding="utf-8")
+
+    @property
+    def open(self) -> bool:
+        """Whether lines are written."""
+        return self._file is not None
 
     def close(self) -> None:
         """Close the file."""

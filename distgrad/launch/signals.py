@@ -9,21 +9,27 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
+_SAME_S = 1.0  # a terminal, Slurm and mpirun may each pass on one and the same signal
+
 _received: int | None = None
+_when = 0.0
 _installed = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _when
     if _received is not None:
+        if number == _received and time.monotonic() - _when < _SAME_S:
+            return
         os._exit(128 + number)  # not sys.exit: the program may hang in a collective
-    _received = number
+    _received, _when = number, time.monotonic()
     text = f"{signal.Signals(number).name}: stops after this step; once more ends at once\n"
     os.write(2, text.encode())
 

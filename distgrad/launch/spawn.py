@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+from distgrad.config import SWITCHES
 from distgrad.distributed.env import WorldHint
 from distgrad.errors import ConfigError, MissingExtra
 from distgrad.launch import blas
@@ -24,7 +28,11 @@ _FAMILIES = (
     ("MVAPICH", r"MVAPICH\S*\s+Version\s*:\s*(\S+)"),
     ("MPICH", r"(?:MPICH Version:|HYDRA build details:\s+Version:)\s*(\S+)"),
 )
+_SSH_OF_OPEN_MPI = "PRTE_MCA_plm_ssh_agent"
 _TIMEOUT_S = 20
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # in which mpirun reaches hosts by itself
+# OPENBLAS_CORETYPE chooses the kernels of BLAS, and with them the last bits
+_FORWARDED = ("DISTGRAD_", "_DISTGRAD_", "OPENBLAS_", "OMP_", "MKL_", "BLIS_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,38 +116,88 @@ def matching_mpirun() -> Mpi:
     )
 
 
-def command(mpirun: Mpi, ranks: int, hosts: str | None, hostfile: str | None) -> list[str]:
-    """Return the words that start ``ranks`` ranks, up to the program."""
+def command(
+    mpirun: Mpi,
+    ranks: int,
+    hosts: str | None,
+    hostfile: str | None,
+    also: Collection[str] = (),
+    min_ranks: int | None = None,
+) -> list[str]:
+    """Return the words that start ``ranks`` ranks, up to the program.
+
+    Args:
+        also: variables of this package that mpirun will have and this process has not.
+        min_ranks: the others shall go on without a rank that ends, where this MPI can do that.
+    """
     words = [mpirun.path, "-n", str(ranks)]
     open_mpi = mpirun.family == "Open MPI"
+    if open_mpi and min_ranks is not None:
+        words += ["--with-ft", "ulfm"]
     if hosts:
         words += ["--host" if open_mpi else "-hosts", hosts]
     if hostfile:
         words += ["--hostfile" if open_mpi else "-f", hostfile]
     if open_mpi:
-        words += _open_mpi_options(ranks, local=not (hosts or hostfile))
+        words += _open_mpi_options(ranks, not (hosts or hostfile), also)
     return words
 
 
-def _open_mpi_options(ranks: int, local: bool) -> list[str]:
+def kept_apart(
+    mpirun: Mpi, folder: Path, ssh: Sequence[str], here: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return options and variables with which an mpirun leaves files in ``folder`` only.
+
+    Args:
+        ssh: the words that reach other hosts; empty if there are none.
+        here: an address of this host that the others reach.
+    """
+    reach = str(_ssh_script(folder, ssh)) if ssh else ""
+    if mpirun.family == "Open MPI":
+        variables = {"PRTE_MCA_prte_local_tmpdir_base": str(folder)}
+        return [], variables | ({_SSH_OF_OPEN_MPI: reach} if reach else {})
+    words = ["-genv", "TMPDIR", tempfile.gettempdir()]  # the ranks' own place is the usual one
+    if reach:  # the others may know this host's name as another address, such as their own
+        words += ["-launcher", "ssh", "-launcher-exec", reach, "-localhost", here]
+    return words, {"TMPDIR": str(folder)}
+
+
+def _ssh_script(folder: Path, ssh: Sequence[str]) -> Path:
+    """Write the program by which mpirun reaches hosts; mpiruns differ in how they take options."""
+    script = folder / "ssh"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(ssh)} "$@"\n')
+    script.chmod(0o700)
+    return script
+
+
+def _open_mpi_options(ranks: int, local: bool, also: Collection[str]) -> list[str]:
     words = []
     if local and ranks > blas.cores():
         words.append("--oversubscribe")
     if os.geteuid() == 0:
         words.append("--allow-run-as-root")
     if not local:  # Hydra forwards the environment by itself
-        names = (STARTED, *blas.VARIABLES)
-        for name in sorted(os.environ):
-            if name.startswith("DISTGRAD_") or name in names:
+        words += ["-x", "PYTHONPATH"] if "PYTHONPATH" in os.environ else []
+        for name in sorted({*os.environ, *also}):
+            if name.startswith(_FORWARDED) or name in blas.VARIABLES:
                 words += ["-x", name]
     return words
 
 
-def start(ranks: int, hosts: str | None, hostfile: str | None, threads: int) -> NoReturn:
+def start(
+    ranks: int,
+    hosts: str | None,
+    hostfile: str | None,
+    threads: int,
+    min_ranks: int | None,
+    ssh: str,
+) -> NoReturn:
     """Become the mpirun that runs this very command line on ``ranks`` ranks.
 
     Args:
         threads: BLAS threads of each rank, if all are on this host.
+        min_ranks: as for `command`.
+        ssh: the program that reaches other hosts.
 
     Raises:
         ConfigError: if this process is itself such a rank and knows of no others.
@@ -153,10 +211,31 @@ def start(ranks: int, hosts: str | None, hostfile: str | None, threads: int) -> 
     os.environ[STARTED] = "1"
     if not (hosts or hostfile):
         os.environ.update(blas.missing(threads))
-    words = command(mpirun, ranks, hosts, hostfile)
+    words = command(mpirun, ranks, hosts, hostfile, min_ranks=min_ranks)
+    if hosts or hostfile:
+        words += _reached_by(mpirun, ssh)
     sys.stdout.flush()
     _read_nothing()  # an mpirun that reads the terminal stops in the background
     os.execv(mpirun.path, [*words, sys.executable, *sys.orig_argv[1:]])
+
+
+def _reached_by(mpirun: Mpi, ssh: str) -> list[str]:
+    """Return the options by which mpirun reaches hosts.
+
+    Raises:
+        ConfigError: the program for it is not there.
+    """
+    if shutil.which(ssh) is None and not any(name in os.environ for name in _ALLOCATIONS):
+        raise ConfigError(
+            f"--ssh {ssh}: is not installed, and other hosts are reached by it; install it "
+            f"(apt-get install openssh-client), or name another program"
+        )
+    if ssh == SWITCHES["ssh"].default:
+        return []
+    if mpirun.family == "Open MPI":
+        os.environ[_SSH_OF_OPEN_MPI] = ssh
+        return []
+    return ["-launcher", "ssh", "-launcher-exec", ssh]
 
 
 def close_input(hint: WorldHint) -> None:

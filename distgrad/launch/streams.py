@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -115,15 +115,15 @@ def _split(text: str) -> list[str]:
 
 
 @contextmanager
-def captured(rank: int, size: int, log: Path, *, shown: bool) -> Iterator[None]:
+def captured(rank: int, size: int, log: Path, *, shown: bool) -> Iterator[Callable[[], None]]:
     """Return a context in which the output of ``rank`` of ``size`` goes where it belongs.
 
     A rank that is ``shown`` prints to the console and its log, others to their log only, C code and
     children included; errors of all ranks are shown, with the rank before each line where there are
-    several.
+    several. The context gives a function that shows the rank from then on.
     """
     before = sys.stdout, sys.stderr
-    saved = -1 if shown else os.dup(1)
+    hidden = [] if shown else [os.dup(1)]
     with log.open("a", encoding="utf-8", buffering=1, errors="backslashreplace") as file:
         if size > 1:
             errors: Tee = PrefixedTee(before[1], file, f"[rank {rank}] ")
@@ -136,13 +136,21 @@ def captured(rank: int, size: int, log: Path, *, shown: bool) -> Iterator[None]:
             os.dup2(file.fileno(), 1)
             sys.stdout = file
         sys.stderr = errors
+
+        def show() -> None:
+            if hidden:
+                sys.stdout.flush()
+                os.dup2(hidden[0], 1)
+                os.close(hidden.pop())
+                sys.stdout = LineTee(before[0], file)
+
         try:
-            yield
+            yield show
         finally:
             sys.stdout.flush()
             if isinstance(errors, PrefixedTee):
                 errors.finish()
             sys.stdout, sys.stderr = before
-            if not shown:
-                os.dup2(saved, 1)
-                os.close(saved)
+            if hidden:
+                os.dup2(hidden[0], 1)
+                os.close(hidden[0])
