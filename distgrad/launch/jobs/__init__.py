@@ -40,6 +40,9 @@ class Context:
     profile_steps: tuple[int, int] | None
     stop_requested: Callable[[], bool]  # of this rank alone: reduce it with MAX
     say: Callable[[str], None]  # prints on rank 0
+    any_checkpoint: bool = False  # if ``resume_from`` is damaged, an older one will do
+    min_ranks: int | None = None  # go on in place while so many are left; None: with all only
+    regrouped: Callable[[ProcessGroup], None] = lambda group: None  # rank 0 may be another now
 
 
 class Job(Protocol):

@@ -16,6 +16,7 @@ from distgrad.errors import ConfigError
 from distgrad.launch.jobs import Context, textdata, turns
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
+from distgrad.nn.modules.pairs import activated
 from distgrad.ops.random import manual_seed
 from distgrad.ops.ranges import arange
 from distgrad.tensor import Tensor, wrap
@@ -47,6 +48,7 @@ class Block(nn.Module):
         self.proj = nn.Linear(width, width)
         self.ln_2 = nn.LayerNorm(width)
         self.fc = nn.Linear(width, 4 * width)
+        self.gelu = nn.GELU("tanh")
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class Block(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, time, width))
-        out: Tensor = x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+        out: Tensor = x + self.out(activated(self.fc, self.gelu, self.ln_2(x)))
         return out
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +25,13 @@ from distgrad.backend.device import device as Device
 from distgrad.config import switch
 from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.reducer import WAIT, Reducer
-from distgrad.errors import ConfigError, DeviceError
+from distgrad.errors import CheckpointError, ConfigError, DeviceError, RankLost
 from distgrad.launch import checkpoint, plot
+from distgrad.launch.checkpoint import Checkpoints, Resumed
 from distgrad.launch.jobs import Context, Preempted, micro_batches
+from distgrad.launch.jobs.survival import is_loss, survival_of
 from distgrad.launch.rundir import Metrics, read_metrics, write_text
+from distgrad.launch.supervise import pulse
 from distgrad.launch.trace import ALL_REDUCE, COMPUTE, Trace, merge
 from distgrad.nn.module import Module
 from distgrad.nn.modules.container import ModuleList, Sequential
@@ -36,10 +40,9 @@ from distgrad.nn.parallel.fsdp.conductor import Conductor
 from distgrad.nn.parallel.fsdp.fully_shard import fully_shard, summon_full_params
 from distgrad.nn.parallel.fsdp.module import conductor_of
 from distgrad.nn.utils import clip_grad_norm_
-from distgrad.ops.random import get_rng_state, set_rng_state
-from distgrad.optim.parts import full_optim_state_dict, load_full_optim_state_dict
+from distgrad.ops.random import set_rng_state
 from distgrad.optim.zero import ZeroRedundancyOptimizer
-from distgrad.tensor import Tensor, wrap
+from distgrad.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class TrainingConfig:
     eval_every: int = 100
     save_every: int = 200
     keep: int = 3
+    save_async: bool = True  # write checkpoints while training goes on
     bucket_cap_mb: float = 0.125
     zero: int = 0  # 1: ranks share the optimizer's state, 2: and gradients, 3: and parameters
 
@@ -127,11 +131,26 @@ class Trainer:
         self.parallel, self.reducer = self._share_out()
         self.turns = self._turns()
         self.params = list(task.model.parameters())
-        self.optimizer = _optimizer(self.params, config)
+        self.survival = survival_of(self)
+        self.optimizer = _optimizer(self.params, config, redundant=self.survival is not None)
         self.schedule = optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.metrics = Metrics(context.rundir.metrics if group.rank == 0 else None)
+        self.checkpoints = Checkpoints(
+            group, context.rundir.checkpoints, config.keep, config.save_async
+        )
         self.best = math.inf
-        self.step = 0
+        self.step = 0  # the one at hand
+        self.trained = 0  # the last one whose update is made
+        self.steps = config.steps
+        self.row: dict[str, Any] = {}  # metrics of that one
+        self.stop = False
+        self.after = {
+            "report": self._report, "evaluate": self._evaluate, "tell": self._tell,
+            "write": self._write, "save": self._save_if_due,
+        }  # fmt: skip
+        self.left: list[str] = []  # of these, since the last update
+        self.saved = 0  # the step of the last checkpoint that was begun
+        self.owed = False  # it was lost with the rank that wrote it
         self.trace = Trace(group.rank)
         self.since = (time.perf_counter(), 0)
 
@@ -178,38 +197,80 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the end and return the final metrics."""
         context, config = self.context, self.config
+        self.checkpoints.tidy()
         if context.resume_from is not None:
-            self._load(context.resume_from)
+            self._resume(context.resume_from)
         self._announce()
-        steps = min(config.steps, self.step + 1) if context.dry_run else config.steps
-        first, last = context.profile_steps or (20, 25)
+        self.steps = min(config.steps, self.step + 1) if context.dry_run else config.steps
         began = time.perf_counter()
         self.since = (began, self.step)
-        while self.step < steps:
-            self.step += 1
-            self._profile(first <= self.step < last)
-            row, stop = self._train_step()
-            self._report(row, steps)
-            if self._due(config.eval_every, steps):
-                self._evaluate(row)
-            self.metrics.write(row)
-            if stop and self.step < steps:
-                self._save()
-                raise Preempted(f"saved step {self.step} of {steps}, asked to stop by a signal")
-            if self._due(config.save_every, steps) or context.dry_run:
-                self._save()
-        if context.dry_run:
-            return self._dry_end(time.perf_counter() - began)
-        return self._finish(time.perf_counter() - began)
+        while True:
+            try:
+                self._train()
+                seconds = time.perf_counter() - began
+                return self._dry_end(seconds) if context.dry_run else self._finish(seconds)
+            except (RankLost, CheckpointError) as error:
+                if self.survival is None or not is_loss(error):
+                    raise
+                self.survival.recover()
 
-    def _due(self, every: int, steps: int) -> bool:
-        return self.step == steps or (every > 0 and self.step % every == 0)
+    def _train(self) -> None:
+        """Do the steps that are left; a rank that is lost meanwhile may leave some for later."""
+        first, last = self.context.profile_steps or (20, 25)
+        while self.step < self.steps or self.left:
+            if not self.left:
+                self.step += 1
+                if self.survival is not None:
+                    self.survival.begin_step()
+                self._profile(first <= self.step < last)
+                self.row, self.stop = self._train_step()
+                self.left = list(self.after)
+            while self.left:
+                self.after[self.left[0]]()
+                self.left.pop(0)
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.steps or (every > 0 and self.step % every == 0)
+
+    def update(self) -> None:
+        """Make the update of the step at hand, for which all ranks have the gradients."""
+        self.optimizer.step()
+        self.schedule.step()
+        self.trained = self.step
+
+    def regroup(self, group: ProcessGroup) -> None:
+        """Share the work out anew among the ranks that are left."""
+        config, task = self.config, self.task
+        task.model.train()
+        self.shares = micro_batches(config.global_batch, config.micro_batch, group.size)
+        self.parallel.rebuild(group, self.trained)
+        self.reducer = self.parallel.reducer
+        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
+            self.optimizer.rebuild(group)
+        self.turns = self._turns()
+        self.checkpoints.regroup(group)
+        place = self.checkpoints.directory.path(self.saved)
+        self.owed = group.broadcast_object(self.saved > 0 and not place.is_dir())
+        if self.owed and "save" not in self.left:
+            self.left.append("save")
+        if group.rank == 0 and not self.metrics.open:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Be rank 0 in place of one that was lost: write what that one has not written."""
+        self.metrics = Metrics(self.context.rundir.metrics)
+        self.metrics.keep_until(self.trained)
+        written = read_metrics(self.context.rundir.metrics)
+        if not any(row["step"] == self.trained for row in written) and self.row:
+            missing = {"report", "tell", "write", *self.left}
+            self.left = [name for name in self.after if name in missing]
 
     def _train_step(self) -> tuple[dict[str, Any], bool]:
         """Do one optimizer step and return its row of metrics and whether to stop."""
         span = self._span
         each = np.zeros((len(self.rows), 2))  # loss and units of each micro-batch
         in_turns = self.determinism == "world" or isinstance(self.reducer, Conductor)
+        pulse.at(self.step, "training")
         self.optimizer.zero_grad()
         for turn, number in enumerate(self.turns, 1):
             quiet = not in_turns and turn < len(self.turns)  # the last backward communicates
@@ -222,13 +283,16 @@ class Trainer:
                     loss.backward()
             each[number] = loss.item(), units
         sums = np.append(each, self.context.stop_requested())
-        agreed = self.group.channel("control").start_all_reduce(sums)
+        control = self.group.channel("control")
+        agreed = control.start_all_reduce(sums) if self.survival is None else None
         with span("optimizer"):
             norm = float(clip_grad_norm_(self.params, self.config.clip))
             lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
-            self.schedule.step()
-        agreed.wait()
+            if self.survival is not None:
+                self.survival.vote(sums)
+            self.update()
+        if agreed is not None:
+            agreed.wait()
         # Each number comes from one rank, and fsum rounds once: the bits are those of one rank.
         loss_mean = math.fsum(sums[:-1:2]) / math.fsum(sums[1:-1:2])
         if not math.isfinite(loss_mean):
@@ -240,18 +304,31 @@ class Trainer:
         return row, bool(sums[-1])
 
     # ------------------------------------------------------------------ evaluation and report
-    def _evaluate(self, row: dict[str, Any]) -> None:
-        """Add exact metrics of the whole held-out set, each sample counted once."""
+    def _evaluate(self) -> None:
+        """Add exact metrics of the whole held-out set, each sample counted once, if it is time."""
+        if not self._due(self.config.eval_every):
+            return
+        pulse.at(self.step, "evaluation")
         self.task.model.eval()
         with no_grad(), self._span("evaluate"):
             sums, finish = self.task.evaluate(self.group.rank, self.group.size)
         self.task.model.train()
         self.group.all_reduce(sums)
-        row |= finish([math.fsum(column) for column in sums.T])
-        self.best = min(self.best, row[self.task.metric])
+        self.row |= finish([math.fsum(column) for column in sums.T])
+        self.best = min(self.best, self.row[self.task.metric])
+
+    def _tell(self) -> None:
+        """Say what evaluation has found, if it is time."""
+        if not self._due(self.config.eval_every):
+            return
+        row = self.row
         known = ", ".join(f"{k} {v:.2f}" for k, v in self.task.baselines.items())
         shown = "  ".join(f"{k} {row[k]:.4f}" for k in row if k.startswith("val_"))
         self.context.say(f"eval  {shown}" + (f"  ({known})" if known else ""))
+
+    def _write(self) -> None:
+        """Write the metrics of the step."""
+        self.metrics.write(self.row)
 
     def _announce(self) -> None:
         config, say = self.config, self.context.say
@@ -265,9 +342,10 @@ class Trainer:
         if self.step:
             say(f"goes on after step {self.step}")
 
-    def _report(self, row: Mapping[str, Any], steps: int) -> None:
-        if not self._due(self.config.log_every, steps) and self.step != 1:
+    def _report(self) -> None:
+        if not self._due(self.config.log_every) and self.step != 1:
             return
+        row, steps = self.row, self.steps
         now, (before, last) = time.perf_counter(), self.since
         each = (now - before) / max(1, self.step - last)
         waited, under_way = _take_times(self.reducer)
@@ -300,44 +378,56 @@ class Trainer:
         return self.trace.span(COMPUTE, name) if on else nullcontext()
 
     # ------------------------------------------------------------------ checkpoints
-    def _save(self) -> None:
-        """Write a checkpoint on rank 0; the others wait until it is there."""
-        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
-            self.optimizer.consolidate_state_dict()
-        model = self.task.model.state_dict()  # on all ranks, which may have a part each
-        optimizer = self._optimizer_state()
-        if self.group.rank == 0:
-            state = {
-                "config": asdict(self.config),
-                "schedule": self.schedule.state_dict(),
-                "best": self.best,
-                "rng": get_rng_state().tolist(),
-            }
-            checkpoint.save(
-                self.context.rundir.checkpoints, self.step, model, optimizer, state,
-                self.config.keep,
-            )  # fmt: skip
-        self.group.barrier()
+    def _save_if_due(self) -> None:
+        """Save if it is time, or if the job is asked to stop.
 
-    def _optimizer_state(self) -> dict[str, Any]:
-        """Return the whole state of the optimizer on rank 0."""
-        if isinstance(self.reducer, Conductor):
-            return full_optim_state_dict(self.optimizer)
-        return self.optimizer.state_dict() if self.group.rank == 0 else {}
+        Raises:
+            Preempted: it is.
+        """
+        stops = self.stop and self.step < self.steps
+        if stops or self.owed or self.context.dry_run or self._due(self.config.save_every):
+            self.saved = self.step
+            last = stops or self.context.dry_run or self.step == self.steps
+            self._save(self.row, wait=last)
+            self.owed = False
+        if stops:
+            raise Preempted(f"saved step {self.step} of {self.steps}, asked to stop by a signal")
 
-    def _load(self, path: Any) -> None:
-        model, optimizer, state = checkpoint.load(path)
-        check_same(self.group, "checkpoint", f"{path.name} {state['sha256']}")
-        self.task.model.load_state_dict(model)
-        if isinstance(self.reducer, Conductor):
-            load_full_optim_state_dict(self.optimizer, optimizer)
+    def _save(self, row: Mapping[str, Any], wait: bool) -> None:
+        """Save this step; writing may go on beside the next steps unless asked to ``wait``."""
+        job = {
+            "config": asdict(self.config),
+            "schedule": self.schedule.state_dict(),
+            "best": self.best,
+        }
+        self.checkpoints.save(
+            self.step, self.task.model, self.optimizer, job, row.get(self.task.metric), wait
+        )
+
+    def _resume(self, first: Path) -> None:
+        """Go on from a checkpoint: from ``first``, or from an older one if any will do."""
+        found: Resumed | None
+        if self.context.any_checkpoint:
+            found = self.checkpoints.load_newest(
+                first, self.task.model, self.optimizer, self.context.say
+            )
         else:
-            self.optimizer.load_state_dict(optimizer)
-        self.schedule.load_state_dict(state["schedule"])
-        set_rng_state(wrap(np.array(state["rng"], np.uint8)))
-        self.step, self.best = state["step"], state["best"]
+            found = self.checkpoints.load(first, self.task.model, self.optimizer)
+        if found is None:
+            self.context.say("warning: no checkpoint of this run is whole; it begins anew")
+            self.metrics.keep_until(0)
+            return
+        self.schedule.load_state_dict(dict(found.job["schedule"]))
+        set_rng_state(found.random)
+        self.step, self.best = found.job["step"], found.job["best"]
+        self.trained = self.step
         self.reducer.reductions = self.step  # the random numbers of forward go by it
         self.metrics.keep_until(self.step)
+        if self.determinism != "world" and found.world != self.group.size:
+            self.context.say(
+                f"random numbers go on as those of {found.world} ranks, now there are "
+                f"{self.group.size}"
+            )
 
     # ------------------------------------------------------------------ the end
     def _finish(self, seconds: float) -> dict[str, float]:
@@ -345,9 +435,11 @@ class Trainer:
         group = self.group
         weights = checkpoint.digest(self.task.model.state_dict())
         check_same(group, "weights at the end", weights)
+        self._write_trace()
+        if self.survival is not None:
+            self.survival.tidy()
         self.metrics.write({"step": self.step, "sha256": weights, "seconds": seconds})
         self.metrics.close()
-        self._write_trace()
         with self._whole():
             return self._conclude(weights, seconds) if group.rank == 0 else {}
 
@@ -379,7 +471,7 @@ class Trainer:
 
     def _dry_end(self, seconds: float) -> dict[str, float]:
         """Read the checkpoint back and say what the whole run would take."""
-        checkpoint.load(self.context.rundir.checkpoints / f"step_{self.step:08d}")
+        checkpoint.verify(self.checkpoints.directory.path(self.step))
         self.metrics.close()
         self.context.say(
             f"one step {seconds:.2f} s, peak {_peak_mib():.0f} MiB a rank; {self.config.steps} "
@@ -388,14 +480,16 @@ class Trainer:
         return {}
 
 
-def _optimizer(params: Sequence[Tensor], config: Any) -> optim.Optimizer:
-    """Return AdamW, with its state on each rank or shared out."""
+def _optimizer(params: Sequence[Tensor], config: Any, redundant: bool) -> optim.Optimizer:
+    """Return AdamW, with its state on each rank or shared out, if redundant twice."""
     options = {
         "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay,
     }  # fmt: skip
     if config.zero in (0, 3):  # the parameters of stage 3 are parts themselves
         return optim.AdamW(params, **options)
-    return ZeroRedundancyOptimizer(params, optim.AdamW, overlap_with_ddp=True, **options)
+    return ZeroRedundancyOptimizer(
+        params, optim.AdamW, overlap_with_ddp=True, redundant=redundant, **options
+    )
 
 
 def _layers(model: Module) -> list[Module]:
