@@ -20,8 +20,8 @@ Policy = Literal["lower", "float32", "widest", "refuse"]
 # matrix products and what is made of them: fast in 16 bits
 _LOWER = (
     "__matmul__ addbmm addmm baddbmm bmm conv1d conv2d conv3d conv_tbc conv_transpose1d "
-    "conv_transpose2d conv_transpose3d linear matmul mm multi_dot multi_head_attention_forward "
-    "prelu scaled_dot_product_attention tensordot vecdot"
+    "conv_transpose2d conv_transpose3d linear linear_activation matmul mm multi_dot "
+    "multi_head_attention_forward prelu scaled_dot_product_attention tensordot vecdot"
 )
 _LOWER_CUDA = "addmv addr chain_matmul mv"
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
-from distgrad.backend.device import array_namespace, is_cuda_available
+from distgrad.amp.device_scale import DeviceScale, gradients_on, unscaled_on_host
+from distgrad.backend.device import device as Device
+from distgrad.backend.device import is_cuda_available
 from distgrad.errors import ArgumentError, DistgradError
 from distgrad.ops.create import full
 from distgrad.tensor import Tensor
+from distgrad.typing import Array
 
 
 class ScalerError(DistgradError, RuntimeError):
@@ -28,7 +31,8 @@ class _PerOptimizer:
 
     def __init__(self) -> None:
         self.stage = _Stage.READY
-        self.found_inf: bool | None = None  # None: nothing was unscaled yet
+        # A number on a GPU where gradients are there; None: nothing was unscaled yet.
+        self.found_inf: bool | Array | None = None
 
 
 class GradScaler:
@@ -37,6 +41,10 @@ class GradScaler:
     ``scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()``.  A step is left out
     when a gradient is infinite or not a number; then the scale shrinks.  After ``growth_interval``
     steps without one it grows.
+
+    On a GPU the scale lies there, and no host waits: optimizers with a kernel (SGD, Adam, AdamW, …)
+    leave the step out by themselves.  Only ``get_scale``, ``state_dict`` and steps of the other
+    optimizers wait for the GPU.
 
     Args:
         device: "cpu" or "cuda"; without a GPU the default, "cuda", warns and does nothing.
@@ -81,6 +89,7 @@ class GradScaler:
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval, self._growth_tracker = growth_interval, 0
         self._optimizers: dict[int, _PerOptimizer] = {}
+        self._on_gpu: DeviceScale | None = None  # then the numbers above are only the first ones
 
     def _of(self, optimizer: Any) -> _PerOptimizer:
         return self._optimizers.setdefault(id(optimizer), _PerOptimizer())
@@ -91,7 +100,10 @@ class GradScaler:
             return outputs
         if isinstance(outputs, Tensor):
             kind = outputs.dtype if outputs.dtype.itemsize > 4 else None
-            return outputs * full((), self._scale, dtype=kind, device=outputs.device)
+            if outputs.is_cuda:
+                scale = self._there(outputs.device).scale
+                return outputs * (scale if kind is None else scale.to(kind))
+            return outputs * full((), self.get_scale(), dtype=kind, device=outputs.device)
         if isinstance(outputs, dict):
             return {key: self.scale(value) for key, value in outputs.items()}
         if isinstance(outputs, Iterable):
@@ -123,23 +135,18 @@ class GradScaler:
         known.found_inf = self._unscale(optimizer)
         known.stage = _Stage.UNSCALED
 
-    def _unscale(self, optimizer: Any) -> bool | None:
-        """Return whether a gradient is not finite; None without gradients."""
-        inverse, found = 1.0 / self._scale, None
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                array = parameter.grad.array
-                if array.dtype.itemsize == 2 and array.dtype.kind == "f":
-                    raise ArgumentError(
-                        "GradScaler.unscale_(): Attempting to unscale FP16 gradients; keep the "
-                        "parameters in float32 and use autocast"
-                    )
-                xp = array_namespace(array)
-                array *= array.dtype.type(inverse)
-                found = bool(found) | (not bool(xp.isfinite(array).all()))
-        return found
+    def _unscale(self, optimizer: Any) -> bool | Array | None:
+        """Return whether a gradient is not finite, on a GPU if they are; None without gradients."""
+        arrays, place = gradients_on(optimizer)
+        if place is None:
+            return unscaled_on_host(arrays, self.get_scale())
+        return self._there(place).unscale(arrays)
+
+    def _there(self, place: Device) -> DeviceScale:
+        """Return the scale on a GPU, where it stays from then on."""
+        if self._on_gpu is None:
+            self._on_gpu = DeviceScale(place, self._scale, self._growth_tracker)
+        return self._on_gpu
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> float | None:
         """Return what ``optimizer.step(*args)`` returns, run unless a gradient is not finite.
@@ -168,8 +175,14 @@ class GradScaler:
             self.unscale_(optimizer)
         if known.found_inf is None:
             raise AssertionError("No inf checks were recorded for this optimizer.")
-        result = None if known.found_inf else optimizer.step(*args, **kwargs)
         known.stage = _Stage.STEPPED
+        if isinstance(known.found_inf, bool) or not hasattr(optimizer, "found_inf"):
+            return None if known.found_inf else optimizer.step(*args, **kwargs)
+        optimizer.found_inf = known.found_inf
+        try:
+            result = optimizer.step(*args, **kwargs)
+        finally:
+            optimizer.found_inf = None
         return result
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
@@ -182,16 +195,25 @@ class GradScaler:
             return
         if new_scale is not None:
             self._scale = float(new_scale)
+            if self._on_gpu is not None:
+                self._on_gpu.write(self._scale, 0)
         else:
             found = [known.found_inf for known in self._optimizers.values()]
             found = [f for f in found if f is not None]
             if not found:
                 raise AssertionError("No inf checks were recorded prior to update.")
-            self._adapt(any(found))
+            self._adapt(found)
         self._optimizers.clear()
 
-    def _adapt(self, found_inf: bool) -> None:
-        if found_inf:
+    def _adapt(self, found: list[Any]) -> None:
+        if self._on_gpu is not None:
+            there = [self._on_gpu.xp.full((), f, "float32") if isinstance(f, bool) else f
+                     for f in found]  # fmt: skip
+            self._on_gpu.adapt(
+                there, self._growth_factor, self._backoff_factor, self._growth_interval
+            )
+            return
+        if any(found):
             self._scale *= self._backoff_factor
             self._growth_tracker = 0
             return
@@ -202,8 +224,10 @@ class GradScaler:
             self._growth_tracker = 0
 
     def get_scale(self) -> float:
-        """Return the scale; 1.0 when disabled."""
-        return self._scale if self._enabled else 1.0
+        """Return the scale; 1.0 when disabled.  One on a GPU makes the host wait."""
+        if not self._enabled:
+            return 1.0
+        return self._scale if self._on_gpu is None else self._on_gpu.read()[0]
 
     def get_growth_factor(self) -> float:
         """Return what the scale grows by."""
@@ -237,12 +261,15 @@ class GradScaler:
         """Return what a checkpoint needs; empty when disabled."""
         if not self._enabled:
             return {}
+        scale, tracker = self._scale, self._growth_tracker
+        if self._on_gpu is not None:
+            scale, tracker = self._on_gpu.read()
         return {
-            "scale": self._scale,
+            "scale": scale,
             "growth_factor": self._growth_factor,
             "backoff_factor": self._backoff_factor,
             "growth_interval": self._growth_interval,
-            "_growth_tracker": self._growth_tracker,
+            "_growth_tracker": tracker,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -263,3 +290,5 @@ class GradScaler:
         self._backoff_factor = state_dict["backoff_factor"]
         self._growth_interval = state_dict["growth_interval"]
         self._growth_tracker = int(state_dict["_growth_tracker"])
+        if self._on_gpu is not None:
+            self._on_gpu.write(self._scale, self._growth_tracker)

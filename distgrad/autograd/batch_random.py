@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.batching import BatchedArray, BatchLevel
+from distgrad.backend.device import array_namespace
 from distgrad.backend.random import Generator, current_generator
 from distgrad.errors import GradError
 from distgrad.tensor import wrap
@@ -24,7 +25,11 @@ class Refusing(Generator):
         raise GradError(_REFUSED)
 
     uniform = normal = normal_pairs = integers = integers_of = _refuse
-    bernoulli = bernoulli_of = exponential = permutation = _refuse
+    bernoulli = bernoulli_of = exponential = permutation = ticket = _refuse
+
+    def on(self, place: Any) -> Any:
+        """Return itself: there is nothing to draw anywhere."""
+        return self
 
 
 class Different(Generator):
@@ -33,6 +38,10 @@ class Different(Generator):
     def __init__(self, level: BatchLevel, source: Any) -> None:
         super().__init__()
         self._level, self._source = level, source
+
+    def on(self, place: Any) -> Any:
+        """Return what draws batches on a device."""
+        return Different(self._level, self._source.on(place))
 
     def _batch(self, array: Any) -> Any:
         return BatchedArray(wrap(array), self._level)
@@ -75,7 +84,9 @@ class Different(Generator):
     def permutation(self, n: int) -> Any:
         """Return the numbers below ``n`` in an order of their own for each element."""
         rows = [self._source.permutation(n) for _ in range(self._level.size)]
-        return self._batch(numpy.stack(rows) if rows else numpy.zeros((0, n), numpy.int64))
+        if not rows:
+            return self._batch(numpy.zeros((0, n), numpy.int64))
+        return self._batch(array_namespace(rows[0]).stack(rows))
 
 
 def generator_inside(level: BatchLevel) -> Any:

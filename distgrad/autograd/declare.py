@@ -8,8 +8,9 @@ it needs, and that is all that is kept for backward:
     F                  the operations: forwards on arrays, or operations on tensors
     g                  gradient of the output (a tuple, in order, where several are differentiable)
     out, <output>      the output
-    <operand>          an operand;  <operand>_shape: only its shape
+    <operand>          an operand;  <operand>_shape, _dtype, _device: only that of it
     <option>           an option
+    into               where gradients go, see autograd/into.py: an Into or None
     xp, needs          fused rules only (with ``formula``): the array namespace, and which operands
                        need a gradient
 
@@ -30,6 +31,7 @@ import numpy
 from distgrad.autograd import engine, saving
 from distgrad.autograd.compiled import code_of
 from distgrad.autograd.inplace import in_place, link_view, link_views
+from distgrad.autograd.into import into
 from distgrad.autograd.mode import mode
 from distgrad.autograd.narrow import is_narrow, remember, widened
 from distgrad.autograd.node import Node, Slot, attached, check_unchanged, edge_of, freed
@@ -45,6 +47,7 @@ from distgrad.backend.device import (
     HOST_CACHES,
     array_namespace,
     cuda_in_use,
+    device_of,
     namespace_beside,
 )
 from distgrad.backend.dtype import (
@@ -274,7 +277,7 @@ _DIRECT = [f.__code__ for f in (lambda xp, a: xp.f(a), lambda xp, a, b: xp.f(a, 
 
 def _kept(self: Operation, asked: list[str]) -> list[str]:
     """Return what must be saved; a name that nobody knows fails at import."""
-    wanted = set(asked) - {"F", "g", "xp", "needs"}
+    wanted = set(asked) - {"F", "g", "into", "xp", "needs"}
     names = [o.name for o in self.operands]
     if self.formula:
         wanted |= set(inspect.signature(self.formula).parameters) - {"F"}
@@ -282,7 +285,8 @@ def _kept(self: Operation, asked: list[str]) -> list[str]:
     elif {"xp", "needs"} & set(asked):
         raise TypeError(f"{self.name}: a rule that asks for xp or needs must come with a formula")
     outs = list(self.outputs) if self.outputs else ["out"]
-    known = [*names, *(n + "_shape" for n in names), *self.options, *outs]
+    about = [n + end for n in names for end in ("_shape", "_dtype", "_device")]
+    known = [*names, *about, *self.options, *outs]
     if wanted - set(known):
         raise TypeError(f"{self.name}: a rule asks for {sorted(wanted - set(known))}; has {known}")
     return [n for n in known if n in wanted]
@@ -294,7 +298,7 @@ def compile_operation(self: Operation, node_name: str, check: Callable[..., None
     self.node = type(node_name or camel(self.name), (Node,), {"__slots__": (), "op": self})
     names: dict[str, Any] = {
         "__name__": self.forward.__module__, "_np": numpy_backend,
-        "_xp_of": namespace_of_plain, "_xp_beside": namespace_beside,
+        "_place_of": device_of, "_xp_of": namespace_of_plain, "_xp_beside": namespace_beside,
         "_ndarray": numpy.ndarray,
         "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
         "_Node": self.node, "_Slot": Slot, "_mode": mode,
@@ -306,7 +310,7 @@ def compile_operation(self: Operation, node_name: str, check: Callable[..., None
         "_recover": functools.partial(_answer, self),
         "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
         "_by_name": by_name, "_absent": ABSENT, "_defaults": self.options,
-        "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for,
+        "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for, "_into": into,
     }  # fmt: skip
     names |= {f"_default_{q.name}": q.default for q in self.plan.parameters}
     names |= {f"_rule_{n}": rule for n, rule in self.rules.items()}

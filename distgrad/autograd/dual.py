@@ -254,8 +254,11 @@ def _linear(op: Operation, primals: Any, moving: Any, options: Any) -> Any:
 
 def _rules(op: Operation, primals: Any, moving: Any, options: Any, out: Tensor) -> Any:
     F: Any = engine.tensor_functions
-    known = {"F": F, "out": out} | op.options | options | primals
-    known |= {f"{n}_shape": p.array.shape for n, p in primals.items() if isinstance(p, Tensor)}
+    known = {"F": F, "out": out, "into": None} | op.options | options | primals
+    for name, primal in primals.items():
+        if isinstance(primal, Tensor):
+            known[f"{name}_shape"], known[f"{name}_dtype"] = primal.array.shape, primal.array.dtype
+            known[f"{name}_device"] = primal.device
     parts = []
     for name, tangent in moving.items():
         if tangent.array.shape != out.array.shape:

@@ -24,9 +24,12 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from numpy import ndarray
 
 from distgrad.autograd import saving
 from distgrad.autograd.mode import mode
@@ -36,6 +39,7 @@ from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, wrap
 
 Edge = Any  # Node | Slot | leaf Tensor
+WRITTEN: Any = object()  # in the place of a leaf's gradient that a rule has put where it belongs
 
 
 class Functions:
@@ -162,8 +166,8 @@ class _Walk:
     """One backward: how many gradients each node waits for, and what has come in."""
 
     __slots__ = (
-        "F", "__weakref__", "acc", "accumulate", "create_graph", "inputs", "keep_graph", "needed",
-        "owned", "ready", "wait", "wanted",
+        "F", "__weakref__", "acc", "accumulate", "create_graph", "given", "inputs", "keep_graph",
+        "needed", "owned", "ready", "wait", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -179,6 +183,7 @@ class _Walk:
         self.wanted: dict[Edge, Any] | None = None if inputs is None else dict.fromkeys(inputs)
         self.acc: dict[Edge, Any] = {}
         self.owned: set[Edge] = set()
+        self.given: dict[Edge, Any] = {}  # what came to a node with its gradient: see into.py
         for edge, g in roots:
             self.acc[edge] = self.acc[edge] + g if edge in self.acc else g
         self.wait = _dependencies(list(self.acc))
@@ -297,12 +302,18 @@ class _Walk:
 
     def _add(self, edge: Edge, new: Any) -> None:
         """Sum two contributions: a new array at first, in place from then on."""
-        if self.create_graph:
+        if self.acc[edge] is WRITTEN:
+            with lock_of(edge):
+                accumulate_array(edge, new, False)
+        elif self.create_graph:
             self.acc[edge] = self.acc[edge] + new
         elif edge in self.owned and not edge._leaf:
             self.acc[edge] += new
         else:
-            self.acc[edge] = self.acc[edge] + new
+            old = self.acc[edge]
+            # On a device the namespace's sum, not the operator's, keeps the order in memory.
+            plus = operator.add if type(new) is ndarray else array_namespace(new).add
+            self.acc[edge] = plus(old, new)
             self.owned.add(edge)
 
     def _slot(self, slot: Slot, g: Any) -> None:
@@ -345,16 +356,17 @@ class _Walk:
 
     def _accumulate(self, leaf: Tensor, g: Any) -> None:
         """Add ``g`` into ``leaf.grad`` and call the hooks that come after."""
-        if leaf.array.dtype.kind == "c":
-            g = conjugated(g)
-        if leaf._grad_dtype != "own":
-            g = self._converted(leaf, g)
-        with _locks[id(leaf) >> 6 & 63]:  # backwards of several threads may meet here
-            if self.create_graph:
-                leaf._grad = copied(g) if leaf._grad is None else leaf._grad + g
-            else:
-                owned = leaf in self.owned and getattr(g, "base", None) is None
-                accumulate_array(leaf, g, owned)
+        if g is not WRITTEN:
+            if leaf.array.dtype.kind == "c":
+                g = conjugated(g)
+            if leaf._grad_dtype != "own":
+                g = self._converted(leaf, g)
+            with _locks[id(leaf) >> 6 & 63]:  # backwards of several threads may meet here
+                if self.create_graph:
+                    leaf._grad = copied(g) if leaf._grad is None else leaf._grad + g
+                else:
+                    owned = leaf in self.owned and getattr(g, "base", None) is None
+                    accumulate_array(leaf, g, owned)
         if leaf._post_hooks is not None:
             call_leaf_hooks(leaf)
 
@@ -465,6 +477,11 @@ def _laid_out(like: Any, g: Any, owned: bool) -> Any:
 
 
 _locks = [threading.RLock() for _ in range(64)]
+
+
+def lock_of(leaf: Tensor) -> threading.RLock:
+    """Return what keeps backwards of several threads apart that meet at a leaf."""
+    return _locks[id(leaf) >> 6 & 63]
 
 
 def _dependencies(starts: list[Edge]) -> dict[Edge, int]:

@@ -285,6 +285,9 @@ def _saving(p: Plan, name: str) -> str:
         if kinds[base] == "optional":
             return f"None if {base} is None else _a_{base}.shape"
         return f"_a_{base}.shape"
+    for end, text in (("_dtype", "_a_{}.dtype"), ("_device", "_place_of(_a_{})")):
+        if name.endswith(end) and name[: -len(end)] in kinds:
+            return text.format(name[: -len(end)])
     return f"tuple({name})" if kinds.get(name) == "list" else name
 
 
@@ -313,9 +316,16 @@ def pull_source(p: Plan, graph: bool) -> str:
         lines.append(f"if self.clock < _clock.changed: _check(self, ({flat}), {out})")
     if _slotted(p):
         lines.append(f"g = _zeros_for(self.likes, g, {graph})")
+    if not graph and _asks(p, "into"):
+        lines.append("_i = _into(self, g)")
     lines += _joint(p, graph) if p.joint is not None else _separate(p, graph)
     name = "pull_graph" if graph else "pull"
     return f"def {name}(self, F, g):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def _asks(p: Plan, name: str) -> bool:
+    """Return whether a rule asks for ``name``."""
+    return name in (p.joint or ()) or any(name in asks for asks in p.rules.values())
 
 
 def _slotted(p: Plan) -> bool:
@@ -357,6 +367,7 @@ def _value(p: Plan, name: str, graph: bool) -> str:
     fixed = {
         "F": "F",
         "g": "g",
+        "into": "None" if graph else "_i",
         "xp": f"(_np if type({probe}) is _ndarray else _xp_of({probe}))",
         "needs": "tuple([_e is not None for _e in self._edges])",
     }

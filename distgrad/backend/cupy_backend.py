@@ -18,7 +18,17 @@ import numpy as np
 from cupy import *  # noqa: F403
 from cupyx.scipy import special
 
+from distgrad.backend.cuda import faults
+from distgrad.backend.cuda import gemm as products
+from distgrad.backend.cuda.gemm import matmul as matmul
+from distgrad.backend.cuda.lt import own_workspace as own_workspace
+from distgrad.backend.cuda.ordered import keeps_order, ordered
+from distgrad.backend.cuda.table import KERNELS as kernels
 from distgrad.typing import Array, Shape
+
+# The ufuncs, and functions of arrays below, keep channels last, which CuPy's do not.
+_ufuncs = ordered(cupy)
+globals().update(_ufuncs)
 
 # --- types ------------------------------------------------------------------------------------
 
@@ -77,13 +87,45 @@ def solved(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
+# --- matrix products --------------------------------------------------------------------------
+
+
+def gemm(
+    a: Array, b: Array, bias: Array | None = None, out: Array | None = None, add: bool = False
+) -> Array:
+    """The matrix product of ``a`` and ``b``, plus ``bias``, in ``out`` or added to it.
+
+    For 16-bit floats ``out`` may be float32.
+    """
+    return products.gemm(a, b, bias, out, add)
+
+
 # --- arrays -----------------------------------------------------------------------------------
 
 
+@keeps_order
 def to_numpy(a: Array) -> np.ndarray[Any, Any]:
     """``a`` as a NumPy array in host memory; waits until the device has computed it."""
     host: np.ndarray[Any, Any] = cupy.asnumpy(a)
+    check(a)
     return host
+
+
+def check(a: Array) -> None:
+    """Raises what kernels found wrong on the GPU of ``a``, whose numbers the host has read."""
+    faults.check(a)
+
+
+@keeps_order
+def asarray(a: Any, dtype: Any = None) -> Array:
+    """``a``, an array of the host or the device or a number, on the current device."""
+    return cupy.asarray(a, dtype)
+
+
+@keeps_order
+def copied(a: Array) -> Array:
+    """A copy of ``a``, which may be on another device, on the current one."""
+    return a.copy()
 
 
 def cast(x: Array, dtype: Any) -> Array:
@@ -177,6 +219,7 @@ def restrided(x: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
     return cupy.lib.stride_tricks.as_strided(x, shape, strides).view()
 
 
+@keeps_order
 def where(condition: Array, x: Any, y: Any) -> Array:
     """``x`` where ``condition`` (a bool array) is true, else ``y``."""
     return cupy.where(condition, _operand(x), _operand(y))
@@ -192,17 +235,28 @@ def _operand(x: Any) -> Any:
 
 def at_least(x: Array, low: float, out: Array | None = None) -> Array:
     """The larger of each element and the number ``low``; ``out``, if given, is contiguous."""
-    return cupy.maximum(x, x.dtype.type(low), out=out)
+    found = _form("at_least_0", x) if low == 0 and out is None else NotImplemented
+    if found is NotImplemented:
+        found = _ufuncs["maximum"](x, x.dtype.type(low), out=out)
+    return found
+
+
+def _form(name: str, *operands: Array) -> Any:
+    """A function by a kernel of its own; ``NotImplemented`` where there is none."""
+    return kernels[name](*operands) if name in kernels else NotImplemented
 
 
 def at_most(x: Array, high: float, out: Array | None = None) -> Array:
     """The smaller of each element and the number ``high``; ``out``, if given, is contiguous."""
-    return cupy.minimum(x, x.dtype.type(high), out=out)
+    return _ufuncs["minimum"](x, x.dtype.type(high), out=out)
 
 
 def where_positive(condition: Array, x: Array) -> Array:
     """``x`` where the number in ``condition``, of the same dtype and shape, is positive, else 0."""
-    return cupy.where(condition > 0, x, x.dtype.type(0))
+    found = _form("where_positive", condition, x)
+    if found is NotImplemented:
+        found = where(condition > 0, x, x.dtype.type(0))
+    return found
 
 
 # --- adding at indices ------------------------------------------------------------------------
@@ -284,6 +338,7 @@ def scan(combine: Callable[[Array, Array], Array], x: Array, axis: int) -> Array
 # --- softmax and its relatives ----------------------------------------------------------------
 
 
+@keeps_order
 def sigmoid(x: Array) -> Array:
     """``1 / (1 + exp(-x))``, without overflow or loss of small values."""
     return _special(special.expit, x)
@@ -334,6 +389,7 @@ def _special(function: Callable[[Array], Array], x: Array) -> Array:
     return function(x.astype(_work_type(x), copy=False)).astype(_float_type(x), copy=False)
 
 
+@keeps_order
 def erf(x: Array) -> Array:
     """The error function of ``x``."""
     return _special(special.erf, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -162,27 +163,72 @@ def cuda_in_use() -> bool:
     return _CUDA_COUNT > 0
 
 
+def cupy_wheels() -> list[str]:
+    """The distributions of CuPy that are installed, of which there must be no more than one.
+
+    Example:
+        >>> cupy_wheels()  # doctest: +SKIP
+        ['cupy-cuda13x']
+    """
+    from importlib import metadata  # 20 ms that only those pay who ask for a GPU
+
+    found = []
+    for name in ("cupy", *(f"cupy-cuda{version}x" for version in (11, 12, 13))):
+        with suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            found.append(name)
+    return found
+
+
+def _why_no_cupy(error: ImportError) -> str:
+    wheels = cupy_wheels()
+    if len(wheels) > 1:
+        names = " ".join(wheels)
+        return (
+            f"{' and '.join(wheels)} are installed and break each other; pip uninstall {names}, "
+            "then install the one for your CUDA"
+        )
+    if wheels:
+        return f"{wheels[0]} is installed but cannot be imported ({error}); install it again"
+    return "CuPy is not installed; pip install 'distgrad[cuda12]' (or 'distgrad[cuda13]')"
+
+
+def _why_no_gpu(runtime: Any, reason: str) -> str:
+    """Say why the driver gives no GPU: there is none, or it is too old for this CuPy."""
+    wheels = cupy_wheels()
+    if len(wheels) > 1:
+        return _why_no_cupy(ImportError())
+    try:
+        driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
+    except (runtime.CUDARuntimeError, AttributeError):
+        driver = needed = 0
+    if not driver:
+        return f"there is no NVIDIA driver ({reason}); install one, or expose it to this process"
+    if driver // 1000 < needed // 1000:
+        return (
+            f"it is for CUDA {needed // 1000}, and the NVIDIA driver knows CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10} ({reason}); update the driver, or "
+            f"pip uninstall {' '.join(wheels) or 'cupy'} and install cupy-cuda{driver // 1000}x"
+        )
+    return f"the NVIDIA driver gives no GPU ({reason}); see what nvidia-smi says"
+
+
 def cupy_module(asked: str) -> ModuleType:
     """CuPy with a working GPU behind it; ``asked`` is what the user wrote."""
     global _CUDA_COUNT
     try:
         import cupy  # optional, and it looks for CUDA when it is imported
     except ImportError as error:
-        raise DeviceError(
-            f"{asked}: CuPy is not installed; pip install 'distgrad[cuda12]' "
-            "(or 'distgrad[cuda13]'), or use device 'cpu'"
-        ) from error
+        raise DeviceError(f"{asked}: {_why_no_cupy(error)}, or use device 'cpu'") from error
     if not _CUDA_COUNT:
         try:
             _CUDA_COUNT = int(cupy.cuda.runtime.getDeviceCount())
-            reason = "the driver reports no GPU"
+            why = "the NVIDIA driver reports no GPU; expose one to this process"
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            reason = str(error)
+            why = _why_no_gpu(cupy.cuda.runtime, str(error))
         if not _CUDA_COUNT:
             raise DeviceError(
-                f"{asked}: CuPy {cupy.__version__} is installed, but the NVIDIA driver gives no "
-                f"GPU ({reason}); install or expose a driver and a GPU that fit this CuPy, "
-                "or use device 'cpu'"
+                f"{asked}: CuPy {cupy.__version__} is installed, but {why}, or use device 'cpu'"
             )
         rank = _local_rank()
         if rank is not None:
@@ -296,4 +342,4 @@ def to_device(array: Array, d: device) -> Array:
         return array
     cupy = cupy_module(f"device({str(d)!r})")
     with cupy.cuda.Device(d.index):
-        return array.copy() if here is there else there.asarray(array)
+        return there.copied(array) if here is there else there.asarray(array)

@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.fft
 
+from distgrad.backend.operands import refuse_product
 from distgrad.typing import Array, Shape
 
 # Operations write xp.multiply, xp.exp, xp.float32 ...: the namespace is NumPy's own, and more.
 # (`from numpy import *` would load all of its packages, numpy.f2py among them: 50 ms.)
 # It holds max, min, sum, bool ... too, so this file writes builtins.max where it means Python's.
 globals().update({name: value for name, value in vars(numpy).items() if name[0] != "_"})
+
+# Forms of functions of arrays (see `forms`): NumPy has none of its own.
+kernels: dict[str, Callable[..., Any]] = {}
 
 # --- types ------------------------------------------------------------------------------------
 
@@ -54,12 +58,80 @@ def solved(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+# --- matrix products --------------------------------------------------------------------------
+
+
+def gemm(
+    a: Array, b: Array, bias: Array | None = None, out: Array | None = None, add: bool = False
+) -> Array:
+    """The matrix product of ``a`` and ``b``, plus ``bias``.
+
+    BLAS is slow on small products and NumPy calls it once for each matrix of a stack, so a stack
+    times one matrix is one product of all its rows.  NumPy also leaves BLAS altogether for operands
+    whose rows and columns both have gaps (and for expanded ones), so those are copied first.
+
+    Args:
+        a, b: of one dtype; leading dimensions broadcast, and vectors count as a row or a column.
+        bias: one number for each column, or one for all.
+        out: where the product goes.
+        add: add it to what is there.
+
+    Raises:
+        DtypeError: the dtypes differ.
+        DtypeNotImplemented: they are bool.
+    """
+    if (a.dtype is not b.dtype and a.dtype != b.dtype) or a.dtype.char == "?":
+        refuse_product(a, b)
+    if a.dtype.itemsize < 4 and a.dtype.kind in "fV":  # half precision adds up in float32
+        result = gemm(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+    elif b.ndim == 2 and a.ndim > 2 and a.shape[-1] == b.shape[0]:
+        flat = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+        rows = np.matmul(_ready(flat), _ready(b))
+        result = rows.reshape(*a.shape[:-1], b.shape[1])
+    else:
+        result = np.matmul(_ready(a), _ready(b), out=None if add else out)
+    if bias is not None:
+        result += bias
+    if out is None or result is out:
+        return result
+    if add:
+        out += result
+    else:
+        out[...] = result
+    return out
+
+
+def _ready(a: Array) -> Array:
+    """``a`` itself when BLAS can read it, else a copy."""
+    if a.flags.c_contiguous or a.ndim < 2:
+        return a
+    row, column = a.strides[-2:]
+    item, height, width = a.itemsize, a.shape[-2], a.shape[-1]
+    if (column == item and row >= item * width) or (row == item and column >= item * height):
+        return a
+    return np.ascontiguousarray(a)
+
+
 # --- arrays -----------------------------------------------------------------------------------
+
+
+def check(a: Array) -> None:
+    """Nothing: what is wrong on the host is said at once."""
 
 
 def to_numpy(a: Array) -> np.ndarray[Any, Any]:
     """``a`` as a NumPy array in host memory; itself when it is one."""
     return np.asarray(a)
+
+
+def asarray(a: Any, dtype: Any = None) -> Array:
+    """``a``, an array or a number, as an array of the host."""
+    return np.asarray(a, dtype)
+
+
+def copied(a: Array) -> Array:
+    """A copy of ``a``."""
+    return a.copy()
 
 
 def cast(x: Array, dtype: Any) -> Array:

@@ -72,7 +72,11 @@ def get_deterministic_debug_mode() -> int:
 
 
 def set_float32_matmul_precision(precision: Precision) -> None:
-    """Note how exact products of float32 matrices must be; here they are always "highest"."""
+    """Say how exact products of float32 matrices must be.
+
+    On a GPU "high" and "medium" read the factors with 10 bits of mantissa (TF32), and add up in
+    float32.  On the host products are always "highest".
+    """
     if precision not in ("highest", "high", "medium"):
         raise MatmulPrecisionError(
             f"set_float32_matmul_precision({precision!r}): is none of 'highest', 'high', 'medium'"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.backend.device import CPU
+from distgrad.backend.device import CPU, namespace_of
 from distgrad.backend.device import device as Device
 from distgrad.backend.dtype import from_numpy
 from distgrad.backend.rejection import Source
@@ -55,8 +55,8 @@ as_state: Callable[..., Any] = np.asarray
 class Generator:
     """A stream of random numbers, equal to that of PyTorch's CPU generator of the same seed.
 
-    Sampling methods return NumPy arrays. A generator for ``cuda`` draws the same numbers on the
-    host, so a program's random numbers do not depend on its device.
+    Sampling methods return NumPy arrays; those of ``generator.on(place)`` return arrays there.
+    Numbers made on a GPU are others, but this one stream is all the state there is.
 
     Example:
         >>> generator = Generator().manual_seed(0)
@@ -159,6 +159,20 @@ class Generator:
     def __reduce__(self) -> tuple[Callable[..., Generator], tuple[str, bytes]]:
         return _restore, (str(self.device), np.asarray(self.get_state()).tobytes())
 
+    # --- other devices ------------------------------------------------------------------------
+
+    def on(self, place: Device) -> Any:
+        """What draws arrays on a device: itself for the host."""
+        if place.type == "cpu":
+            return self
+        source = namespace_of(place).kernels.get("random_source")
+        return self if source is None else source(self, place.index)
+
+    def ticket(self) -> int:
+        """64 random bits, the key of a draw on another device."""
+        with self._lock:
+            return int(self._words(1)[0])
+
     # --- distributions ------------------------------------------------------------------------
 
     def uniform(
@@ -255,7 +269,7 @@ class Generator:
         size = math.prod(shape)
         with self._lock:
             value = self._words(size) if dtype.itemsize == 8 else self._bits.random_raw(size)
-        value %= np.uint64(_number_of_values(dtype))
+        value %= np.uint64(number_of_values(dtype))
         return value.astype(dtype).reshape(shape)
 
     def bernoulli(self, shape: Shape, p: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -403,7 +417,8 @@ def _range_error(name: str, low: float, high: float, rule: str) -> ArgumentError
     return ArgumentError(f"{name}(low={low}, high={high}): the range is empty or too large; {rule}")
 
 
-def _number_of_values(dtype: np.dtype[Any]) -> int:
+def number_of_values(dtype: np.dtype[Any]) -> int:
+    """How many integers from 0 on `integers_of` draws from."""
     ours = from_numpy(dtype)
     if ours.is_floating_point:
         return {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11}.get(

@@ -7,15 +7,36 @@ from contextlib import contextmanager
 from typing import Any
 
 from distgrad.backend.device import is_cuda_available
+from distgrad.backend.promises import get_float32_matmul_precision, set_float32_matmul_precision
+from distgrad.backend.switches import attention as _attention
+from distgrad.errors import ArgumentError
 
 
 class _Matmul:
-    """Switches of matrix products; CuPy computes float32 in float32."""
+    """Switches of matrix products; 16-bit floats always add up in float32."""
 
-    allow_tf32 = False
     allow_fp16_reduced_precision_reduction = True
     allow_bf16_reduced_precision_reduction = True
-    fp32_precision = "none"
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether factors in float32 may be read with 10 bits of mantissa."""
+        return get_float32_matmul_precision() != "highest"
+
+    @allow_tf32.setter
+    def allow_tf32(self, allowed: bool) -> None:
+        set_float32_matmul_precision("high" if allowed else "highest")
+
+    @property
+    def fp32_precision(self) -> str:
+        """The same as a word: "tf32" or "none"; "ieee" may be set for the latter."""
+        return "tf32" if self.allow_tf32 else "none"
+
+    @fp32_precision.setter
+    def fp32_precision(self, word: str) -> None:
+        if word not in ("tf32", "ieee", "none"):
+            raise ArgumentError(f"fp32_precision={word!r}: is none of 'tf32', 'ieee', 'none'")
+        self.allow_tf32 = word == "tf32"
 
 
 class _PlanCache:
@@ -28,13 +49,7 @@ class _PlanCache:
         """Do nothing: CuPy looks after its plans."""
 
 
-class _Attention:
-    """Which kernels of attention may be used; there is one."""
-
-    flash = math = memory_efficient = cudnn = True
-
-
-matmul, cufft_plan_cache, _attention = _Matmul(), _PlanCache(), _Attention()
+matmul, cufft_plan_cache = _Matmul(), _PlanCache()
 
 
 def is_built() -> bool:
@@ -48,7 +63,7 @@ def flash_sdp_enabled() -> bool:
 
 
 def enable_flash_sdp(enabled: bool) -> None:
-    """Keep the wish; attention is computed in one way."""
+    """Allow it; cuDNN computes attention while one of the fused kernels is allowed."""
     _attention.flash = bool(enabled)
 
 
@@ -58,7 +73,7 @@ def mem_efficient_sdp_enabled() -> bool:
 
 
 def enable_mem_efficient_sdp(enabled: bool) -> None:
-    """Keep the wish; attention is computed in one way."""
+    """Allow it; cuDNN computes attention while one of the fused kernels is allowed."""
     _attention.memory_efficient = bool(enabled)
 
 
@@ -68,7 +83,7 @@ def math_sdp_enabled() -> bool:
 
 
 def enable_math_sdp(enabled: bool) -> None:
-    """Keep the wish; attention is computed in one way."""
+    """Allow it; cuDNN computes attention while one of the fused kernels is allowed."""
     _attention.math = bool(enabled)
 
 
@@ -78,7 +93,7 @@ def cudnn_sdp_enabled() -> bool:
 
 
 def enable_cudnn_sdp(enabled: bool) -> None:
-    """Keep the wish; attention is computed in one way."""
+    """Allow it; cuDNN computes attention while one of the fused kernels is allowed."""
     _attention.cudnn = bool(enabled)
 
 
@@ -89,15 +104,9 @@ def sdp_kernel(
     enable_mem_efficient: bool = True,
     enable_cudnn: bool = True,
 ) -> Iterator[None]:
-    """Keep the wishes inside a ``with`` block."""
-    before = dict(vars(_attention))
-    _attention.flash, _attention.math = enable_flash, enable_math
-    _attention.memory_efficient, _attention.cudnn = enable_mem_efficient, enable_cudnn
-    try:
+    """Have these kernels allowed inside a ``with`` block."""
+    with _attention.only(enable_flash, enable_math, enable_mem_efficient, enable_cudnn):
         yield
-    finally:
-        vars(_attention).clear()
-        vars(_attention).update(before)
 
 
 def preferred_linalg_library(backend: Any = None) -> str:

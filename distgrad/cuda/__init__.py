@@ -1,9 +1,10 @@
-"""GPUs: how many there are, which one is used, their memory, streams and random numbers.
+"""GPUs: which there are and which is used, memory, streams, random numbers, captured graphs.
 
 Importing this package starts no CUDA; the first question that needs a GPU does.
 """
 
 from distgrad.cuda import amp, nvtx
+from distgrad.cuda.captured_step import CapturedStep, capture_step
 from distgrad.cuda.devices import (
     current_device,
     device,
@@ -21,6 +22,13 @@ from distgrad.cuda.devices import (
     set_device,
     synchronize,
 )
+from distgrad.cuda.graphed_callables import make_graphed_callables
+from distgrad.cuda.graphs import (
+    CUDAGraph,
+    graph,
+    graph_pool_handle,
+    is_current_stream_capturing,
+)
 from distgrad.cuda.memory import (
     empty_cache,
     ipc_collect,
@@ -30,8 +38,11 @@ from distgrad.cuda.memory import (
     memory_allocated,
     memory_reserved,
     memory_stats,
+    memory_stats_as_nested_dict,
     memory_summary,
+    reset_accumulated_memory_stats,
     reset_max_memory_allocated,
+    reset_max_memory_cached,
     reset_peak_memory_stats,
     set_per_process_memory_fraction,
 )
@@ -57,10 +68,13 @@ from distgrad.cuda.streams import (
 from distgrad.errors import OutOfMemoryError
 
 __all__ = [
+    "CUDAGraph",
+    "CapturedStep",
     "Event",
     "OutOfMemoryError",
     "Stream",
     "amp",
+    "capture_step",
     "current_device",
     "current_stream",
     "default_stream",
@@ -74,13 +88,17 @@ __all__ = [
     "get_device_properties",
     "get_rng_state",
     "get_rng_state_all",
+    "graph",
+    "graph_pool_handle",
     "init",
     "initial_seed",
     "ipc_collect",
     "is_available",
     "is_bf16_supported",
+    "is_current_stream_capturing",
     "is_initialized",
     "is_tf32_supported",
+    "make_graphed_callables",
     "manual_seed",
     "manual_seed_all",
     "max_memory_allocated",
@@ -89,9 +107,12 @@ __all__ = [
     "memory_allocated",
     "memory_reserved",
     "memory_stats",
+    "memory_stats_as_nested_dict",
     "memory_summary",
     "nvtx",
+    "reset_accumulated_memory_stats",
     "reset_max_memory_allocated",
+    "reset_max_memory_cached",
     "reset_peak_memory_stats",
     "seed",
     "seed_all",

@@ -1,7 +1,7 @@
 """Random numbers on GPUs.
 
-They come from the one stream of the process, on the host, so that a program's numbers do not depend
-on its device: to seed or restore a GPU's stream is to do so with that one, once a GPU can be used.
+A GPU makes its numbers by itself, with Philox, but each draw takes its key from the one stream of
+the process: to seed or restore a GPU's stream is to do so with that one, once a GPU can be used.
 """
 
 from __future__ import annotations

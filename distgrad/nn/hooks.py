@@ -45,6 +45,12 @@ class GlobalHooks:
         self.used = True
         return Removable(hooks, hook)
 
+    def active(self) -> bool:
+        """Return whether any hook is still registered, and note it."""
+        calls = (self.forward_pre, self.forward, self.backward_pre, self.backward)
+        self.used = any(calls)
+        return self.used
+
 
 everywhere = GlobalHooks()
 

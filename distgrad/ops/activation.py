@@ -14,6 +14,7 @@ from distgrad.autograd.samples import apart, between, case, distinct, real, unar
 from distgrad.autograd.traced import innermost
 from distgrad.backend.device import device_of, namespace_of, to_device
 from distgrad.backend.dtype import float64
+from distgrad.backend.forms import device_form
 from distgrad.backend.random import current_generator
 from distgrad.errors import ArgumentError, DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.checks import refuse_kinds
@@ -306,9 +307,12 @@ def rrelu(
     whole = innermost(input.array)  # slopes are fixed numbers: forward mode goes through mul
     array = whole if whole.shape == input.array.shape else input.array
     negative, place = array <= 0, device_of(array)
-    slopes = namespace_of(place).ones(array.shape, array.dtype)
-    drawn = current_generator().uniform((int(negative.sum()),), float64.numpy, lower, upper)
-    slopes[negative] = to_device(drawn, place)
+    xp, source = namespace_of(place), current_generator().on(place)
+    if place.type != "cpu":  # how many there are only the device knows
+        slopes = xp.where(negative, source.uniform(array.shape, array.dtype, lower, upper), 1)
+        return mul(input, wrap(slopes.astype(array.dtype, copy=False)))
+    slopes = xp.ones(array.shape, array.dtype)
+    slopes[negative] = source.uniform((int(negative.sum()),), float64.numpy, lower, upper)
     return mul(input, wrap(slopes))
 
 
@@ -473,6 +477,7 @@ def _d_gelu_erf(xp: Namespace, g: Array, x: Array, out: Array) -> None:
     out *= 0.5
 
 
+@device_form
 def _d_gelu(xp: Namespace, g: Array, input: Array, approximate: str) -> Array:
     x = _working(xp, input)
     out = xp.empty_like(x)
@@ -507,6 +512,11 @@ def gelu(xp: Namespace, input: Tensor, *, approximate: str = "none") -> Array:
     _floating(input)
     if approximate not in ("none", "tanh"):
         raise ShapeError("approximate argument must be either none or tanh.")
+    return _gelu(xp, input, approximate)
+
+
+@device_form
+def _gelu(xp: Namespace, input: Array, approximate: str) -> Array:
     x = _working(xp, input)
     out = xp.empty_like(x)
     function = _gelu_tanh if approximate == "tanh" else _gelu_erf
@@ -515,6 +525,7 @@ def gelu(xp: Namespace, input: Tensor, *, approximate: str = "none") -> Array:
     return out.astype(input.dtype, copy=False)
 
 
+@device_form
 def _d_silu(xp: Namespace, g: Array, input: Array) -> Array:
     """g · s · (1 + x·(1 − s))."""
     s = xp.asarray(xp.sigmoid(input))
@@ -536,6 +547,11 @@ def silu(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:
         Elfwing et al., "Sigmoid-Weighted Linear Units" (2017).
     """
     _floating(input, "fVc")
+    return _silu(xp, input)
+
+
+@device_form
+def _silu(xp: Namespace, input: Array) -> Array:
     out = xp.asarray(xp.sigmoid(input))
     out *= input
     return out
@@ -552,6 +568,7 @@ def _mish_ratio(xp: Namespace, x: Array) -> Array:
     return n
 
 
+@device_form
 def _d_mish(xp: Namespace, g: Array, input: Array) -> Array:
     """g · (t + x·s·(1 − t²)), t = tanh(softplus(x)), s = sigmoid(x)."""
     x = _working(xp, input)
@@ -574,6 +591,11 @@ def mish(xp: Namespace, input: Tensor, inplace: bool = False) -> Array:
         Misra, "Mish: A Self Regularized Non-Monotonic Activation Function" (2019).
     """
     _floating(input)
+    return _mish(xp, input)
+
+
+@device_form
+def _mish(xp: Namespace, input: Array) -> Array:
     x = _working(xp, input)
     out = _mish_ratio(xp, x)
     out *= x
@@ -706,6 +728,11 @@ def _sum_along(xp: Namespace, a: Array, b: Array, dim: int) -> Array:
 )  # fmt: skip
 def softmax_backward(xp: Namespace, grad: Tensor, output: Tensor, dim: int) -> Array:
     """Return ``output * (grad - sum(grad * output))``, the sum along ``dim``."""
+    return _softmax_backward(xp, grad, output, dim)
+
+
+@device_form
+def _softmax_backward(xp: Namespace, grad: Array, output: Array, dim: int) -> Array:
     out = xp.asarray(xp.subtract(grad, _sum_along(xp, grad, output, dim)))
     out *= output
     return out
@@ -727,7 +754,12 @@ def softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Array:
     place = wrap_dim(dim, input.ndim)
     if not input.ndim:
         return xp.exp(xp.subtract(input, input))
-    return xp.softmax_(xp.array(input, copy=True), place)
+    return _softmax(xp, input, place)
+
+
+@device_form
+def _softmax(xp: Namespace, x: Array, dim: int) -> Array:
+    return xp.softmax_(xp.array(x, copy=True), dim)
 
 
 @op(
@@ -741,6 +773,11 @@ def softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Array:
 )  # fmt: skip
 def log_softmax_backward(xp: Namespace, grad: Tensor, output: Tensor, dim: int) -> Array:
     """Return ``grad - exp(output) * sum(grad)``, the sum along ``dim``."""
+    return _log_softmax_backward(xp, grad, output, dim)
+
+
+@device_form
+def _log_softmax_backward(xp: Namespace, grad: Array, output: Array, dim: int) -> Array:
     out = xp.asarray(xp.exp(output))
     if dim in (-1, out.ndim - 1) and out.ndim:
         out *= xp.matmul(grad, xp.ones(out.shape[-1], out.dtype))[..., None]
@@ -763,7 +800,12 @@ def log_softmax(xp: Namespace, input: Tensor, dim: int, dtype: Any = None) -> Ar
     """
     _floating(input)
     place = wrap_dim(dim, input.ndim)
-    return xp.log_softmax(input, place) if input.ndim else xp.subtract(input, input)
+    return _log_softmax(xp, input, place) if input.ndim else xp.subtract(input, input)
+
+
+@device_form
+def _log_softmax(xp: Namespace, x: Array, dim: int) -> Array:
+    return xp.log_softmax(x, dim)
 
 
 def softmin(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
@@ -784,9 +826,9 @@ def gumbel_softmax(
         Jang et al., "Categorical Reparameterization with Gumbel-Softmax" (2017).
     """
     array = logits.array
-    drawn = current_generator().exponential(array.shape, array.dtype)
     place = device_of(array)
     xp = namespace_of(place)
+    drawn = current_generator().on(place).exponential(array.shape, array.dtype)
     noise = to_device(drawn, place)
     xp.log(noise, out=noise)
     soft = softmax(div(sub(logits, wrap(noise)), tau), dim)

@@ -23,10 +23,20 @@ import numpy
 
 from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import booleans, case, real
+from distgrad.autograd.traced import is_traced
 from distgrad.backend.device import array_namespace, to_device
+from distgrad.backend.forms import device_form
 from distgrad.backend.random import current_generator
-from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, signature
+from distgrad.errors import (
+    ArgumentError,
+    DistgradError,
+    DtypeError,
+    GradError,
+    ShapeError,
+    signature,
+)
 from distgrad.ops.checks import demand_floating
+from distgrad.ops.dropout import _dropout
 from distgrad.ops.shape import reshape, to_dtype
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace, Shape
@@ -87,7 +97,7 @@ def _closed(xp: Namespace, s: Array, allowed: Array | None) -> Array:
     if allowed is None:
         return s
     width = s.shape[-1] - allowed.shape[-1]
-    open_ = xp.where(allowed != 0, s[..., width:], xp.asarray(-xp.inf, s.dtype))
+    open_ = xp.where(allowed != 0, s[..., width:], s.dtype.type(-xp.inf))
     return xp.concatenate([s[..., :width], open_], axis=-1) if width else open_
 
 
@@ -124,9 +134,14 @@ def _bias(mask: Array | None) -> Array | None:
     return None if mask is None or mask.dtype == bool else mask
 
 
-def _forward(
+@device_form
+def _attend(
     xp: Namespace, q: Array, k: Array, v: Array, mask: Any, keep: Any, scale: float, causal: bool
 ) -> tuple[Array, Array, Array, Array]:
+    if q.dtype.itemsize == 2:  # on a device: no exponential is rounded
+        wide, kept = _widely(xp, q, k, v), _widely(xp, mask, keep)
+        found = _attend(xp, wide[0], wide[1], wide[2], kept[0], kept[1], scale, causal)
+        return found[0].astype(q.dtype), found[1], found[2], found[3]
     square = (q.shape[-2], k.shape[-2])
     if math.prod(square) > xp.BLOCK // 2:
         return _long_forward(xp, q, k, v, mask, keep, scale, causal)
@@ -136,6 +151,11 @@ def _forward(
     out = _product(xp, kept, v, q)
     out *= inverse
     return out, e, xp.zeros(0, q.dtype), inverse
+
+
+def _widely(xp: Namespace, *arrays: Array | None) -> list[Any]:
+    """Return half precision in float32, and what is no number as it is."""
+    return [a if a is None or a.dtype == bool else xp.widened(a) for a in arrays]
 
 
 def _product(xp: Namespace, a: Array, b: Array, like: Array) -> Array:
@@ -228,15 +248,30 @@ class _Heads:
 
 
 # ---------------------------------------------------------------------- backward
-def _backward(
+@device_form
+def _attend_backward(
     xp: Namespace, g: Array, needs: tuple[bool, ...], query: Array, key: Array, value: Array,
     attn_mask: Array | None, keep: Array | None, scale: float, is_causal: bool, output: Array,
     weights: Array, shift: Array, inverse: Array,
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """See Note [Attention]."""
-    if not weights.size:
+    if query.dtype.itemsize == 2:  # as forward
+        g, *wide = _widely(xp, g, query, key, value, attn_mask, keep)
+        kept = _widely(xp, output, weights, shift, inverse)
+        operands: tuple[Any, ...] = (g, needs, *wide, scale, is_causal, *kept)
+        found = _attend_backward(xp, *operands)
+        return tuple(None if d is None else d.astype(query.dtype) for d in found)
+    square = (query.shape[-2], key.shape[-2])
+    if shift.size and not inverse.size:  # of a device, which kept the logarithms of the sums
+        inverse = xp.ones(shift.shape, shift.dtype)
+    if math.prod(square) > xp.BLOCK // 2:
         heads = _Heads(xp, query, key, value, attn_mask, keep, scale, is_causal)
         return _long_backward(heads, g, needs[3], output, shift, inverse)
+    if shift.size and not weights.size:
+        allowed = _allowed(xp, attn_mask, is_causal, square, query)
+        logits = xp.matmul(query * scale, xp.swapaxes(key, -1, -2))
+        logits = _closed(xp, _plus(xp, logits, _bias(attn_mask)), allowed)
+        weights = xp.exp(logits - shift)
     scaled = g * inverse
     ds = xp.matmul(scaled, xp.swapaxes(value, -1, -2))
     kept = weights
@@ -367,7 +402,7 @@ def _reference(torch: Any, q: Any, k: Any, v: Any, mask: Any = None, keep: Any =
     node="ScaledDotProductAttentionBackward0",
     reference=_reference,
     formula=_formula,
-    d_all=_backward,
+    d_all=_attend_backward,
 )  # fmt: skip
 def attention(
     xp: Namespace,
@@ -386,7 +421,91 @@ def attention(
         keep: factors of the probabilities, for dropout.
     """
     _check(query, key, value, attn_mask)
-    return _forward(xp, query, key, value, attn_mask, keep, scale, is_causal)
+    return _attend(xp, query, key, value, attn_mask, keep, scale, is_causal)
+
+
+# ---------------------------------------------------------------------- dropout on a device
+def _keyed(xp: Namespace, q: Array, k: Array, v: Array, mask: Any, p: float, draw: Any) -> Array:
+    """Return the factors of dropout that a key gives."""
+    more = [] if mask is None else [mask.shape[:-2]]
+    lead = numpy.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], *more)
+    return _dropout(xp, xp.ones((*lead, q.shape[-2], k.shape[-2]), q.dtype), p, draw)
+
+
+@device_form
+def _dropped_attend(
+    xp: Namespace, q: Array, k: Array, v: Array, mask: Any, p: float, draw: Any, scale: float,
+    causal: bool,
+) -> Any:  # fmt: skip
+    return _attend(xp, q, k, v, mask, _keyed(xp, q, k, v, mask, p, draw), scale, causal)
+
+
+@device_form
+def _dropped_attend_backward(
+    xp: Namespace, g: Array, needs: tuple[bool, ...], query: Array, key: Array, value: Array,
+    attn_mask: Array | None, p: float, draw: Any, scale: float, is_causal: bool, output: Array,
+    weights: Array, shift: Array, inverse: Array,
+) -> tuple[Array | None, ...]:  # fmt: skip
+    keep = _keyed(xp, query, key, value, attn_mask, p, draw)
+    found = _attend_backward(
+        xp, g, needs, query, key, value, attn_mask, keep, scale, is_causal, output, weights,
+        shift, inverse,
+    )  # fmt: skip
+    return tuple(found[:4])
+
+
+def _dropped_formula(
+    F: Any, query: Any, key: Any, value: Any, attn_mask: Any, p: float, draw: Any, scale: float,
+    is_causal: bool,
+) -> Any:  # fmt: skip
+    array = query.array
+    xp = array_namespace(array)
+    if array.dtype.itemsize == 2 and xp.kernels:  # its own library draws what nobody else can
+        raise GradError(
+            "attention with dropout in half precision on a GPU has first derivatives only; use "
+            "float32 for more"
+        )
+    mask = None if attn_mask is None else attn_mask.array
+    keep = wrap(_keyed(xp, array, key.array, value.array, mask, p, draw))
+    return _formula(F, query, key, value, attn_mask, keep, scale, is_causal)
+
+
+_DRAW = (0, 2**61 + 3, 0)
+
+
+@op(
+    samples=[
+        case(_Q, _K, _V, p=0.3, draw=_DRAW, scale=0.5, is_causal=False),
+        case(real(2, 2, 4, 3), real(2, 2, 4, 3), real(2, 2, 4, 3), p=0.5, draw=_DRAW, scale=1.5,
+             is_causal=True),
+        case(_Q, _K, _V, real(2, 3, 5), p=0.4, draw=_DRAW, scale=0.5, is_causal=False),
+    ],
+    outputs=("output", "weights!", "shift!", "inverse!"),
+    method=False,
+    node="ScaledDotProductAttentionBackward0",
+    reference="none",
+    formula=_dropped_formula,
+    d_all=_dropped_attend_backward,
+)  # fmt: skip
+def dropped_attention(
+    xp: Namespace,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    p: float,
+    draw: Any,
+    scale: float,
+    is_causal: bool,
+) -> Any:
+    """Return `attention` with dropout by a key, from which backward draws the factors anew.
+
+    Args:
+        p: probability with which a weight is dropped.
+        draw: the key, as in ``keyed_dropout``.
+    """
+    _check(query, key, value, attn_mask)
+    return _dropped_attend(xp, query, key, value, attn_mask, p, draw, scale, is_causal)
 
 
 def scaled_dot_product_attention(
@@ -426,9 +545,29 @@ def scaled_dot_product_attention(
     shape = query.array.shape
     if enable_gqa:
         query, key, value, attn_mask = _grouped(query, key, value, attn_mask)
-    keep = _dropout(query, key, dropout_p) if dropout_p else None
-    out: Tensor = attention(query, key, value, attn_mask, keep, scale, is_causal)[0]
+    out = _chosen(query, key, value, attn_mask, dropout_p, scale, is_causal)
     return reshape(out, (*shape[:-1], out.array.shape[-1])) if enable_gqa else out
+
+
+def _chosen(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float,
+    is_causal: bool,
+) -> Tensor:  # fmt: skip
+    """Return attention without dropout, or with it by a mask, or by a key where a device draws."""
+    if not 0 <= p <= 1:
+        raise ArgumentError(
+            f"{signature('scaled_dot_product_attention', {'query': query}, {'dropout_p': p})}: "
+            "dropout probability has to be between 0 and 1"
+        )
+    draw_from = array_namespace(query.array).kernels.get("draw_from") if p else None
+    if draw_from is not None and not is_traced(query.array):
+        draw = draw_from(current_generator())
+        found = dropped_attention(query, key, value, mask, p, draw, scale, is_causal)
+    else:
+        keep = _factors(query, key, p) if p else None
+        found = attention(query, key, value, mask, keep, scale, is_causal)
+    out: Tensor = found[0]
+    return out
 
 
 def _checked_mask(query: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -464,13 +603,8 @@ def _grouped(
     return split(query, group), split(key, 1), split(value, 1), mask
 
 
-def _dropout(query: Tensor, key: Tensor, p: float) -> Tensor:
+def _factors(query: Tensor, key: Tensor, p: float) -> Tensor:
     """Return the factors 0 and 1 / (1 - p), drawn as PyTorch draws them."""
-    if not 0 <= p <= 1:
-        raise ArgumentError(
-            f"{signature('scaled_dot_product_attention', {'query': query}, {'dropout_p': p})}: "
-            "dropout probability has to be between 0 and 1"
-        )
     lead = numpy.broadcast_shapes(query.array.shape[:-2], key.array.shape[:-2])
     square = (query.array.shape[-2], key.array.shape[-2])
     drawn = current_generator().bernoulli((*lead, *square), 1 - p)

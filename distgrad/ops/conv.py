@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distgrad.autograd.declare import op
+from distgrad.autograd.narrow import is_narrow
 from distgrad.autograd.samples import case, real
+from distgrad.backend.forms import device_form
 from distgrad.errors import DistgradError, DtypeError, ShapeError, explain
 from distgrad.ops.checks import as_dtype, demand_floating, widened
 from distgrad.ops.shape import permute, reshape, unsqueeze
@@ -80,6 +82,7 @@ def _columns(
         yield part, filled.reshape(len(filled), groups, each // max(groups * places, 1), places)
 
 
+@device_form
 def _convolve(
     xp: Namespace, x: Array, w: Array, bias: Array | None, stride: Shape, pads: Pads,
     dilation: Shape, groups: int,
@@ -97,6 +100,7 @@ def _convolve(
     return out
 
 
+@device_form
 def _convolve_weight(
     xp: Namespace, g: Array, x: Array, kernel: Shape, stride: Shape, pads: Pads, dilation: Shape,
     groups: int,
@@ -109,6 +113,7 @@ def _convolve_weight(
     return total.reshape(out, channels // groups, *kernel)
 
 
+@device_form
 def _convolve_input(
     xp: Namespace, g: Array, w: Array, space: Shape, stride: Shape, pads: Pads, dilation: Shape,
     groups: int,
@@ -451,10 +456,13 @@ def _conv_transpose(
     x = input if input.ndim == dims + 2 else unsqueeze(input, 0)
     if bias is None:
         out = convolution_input(x, weight, sizes, strides, pads, dilations, groups)
-    else:  # half precision is rounded once, after the bias
+    elif is_narrow(x, weight, bias):  # rounded once, after the bias
         wide = widened(weight)
         out = convolution_input(widened(x), wide, sizes, strides, pads, dilations, groups)
         out = as_dtype(out + reshape(widened(bias), (-1,) + (1,) * dims), x.array.dtype)
+    else:
+        out = convolution_input(x, weight, sizes, strides, pads, dilations, groups)
+        out = out + reshape(bias, (-1,) + (1,) * dims)
     return out if input.ndim == dims + 2 else reshape(out, out.array.shape[1:])
 
 

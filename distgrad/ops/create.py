@@ -13,6 +13,7 @@ import numpy
 from distgrad.autograd.declare import as_method, cast
 from distgrad.autograd.outputs import into
 from distgrad.backend import dtype as _dtype
+from distgrad.backend import pinned
 from distgrad.backend.device import device as Device
 from distgrad.backend.device import (
     device_of,
@@ -27,9 +28,11 @@ from distgrad.backend.layout import order_of, strided
 from distgrad.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DeviceError,
     DtypeError,
     GradError,
     ShapeError,
+    explain,
 )
 from distgrad.ops import shape as _shapes
 from distgrad.tensor import Tensor, wrap
@@ -63,7 +66,7 @@ def finish(array: Array, place: Device, requires_grad: bool, name: str) -> Tenso
 def factory(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Give a function that makes tensors the keywords ``out``, ``layout`` and ``pin_memory``.
 
-    ``out`` decides the dtype; ``layout`` can only be ``strided``; ``pin_memory`` has no effect.
+    ``out`` decides the dtype; ``layout`` can only be ``strided``; see `page_locked`.
     """
     name = function.__name__
 
@@ -74,7 +77,12 @@ def factory(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ) -> Any:  # fmt: skip
         strided_only(name, layout)
         if out is None:
-            return function(*args, **options)
+            try:
+                made = function(*args, **options)
+                return page_locked(made, name) if pin_memory else made
+            except MemoryError as error:
+                asked = {"size": args} if args else {}
+                raise explain(name, error, {}, {**asked, **options}) from error
         kind = numpy_dtype(options.get("dtype") or out.dtype, name)
         if kind != out.array.dtype:
             raise DtypeError(
@@ -85,6 +93,21 @@ def factory(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return into(out, name, function, args, options)
 
     return call
+
+
+def page_locked(tensor: Tensor, name: str) -> Tensor:
+    """Return a new tensor, with its elements in memory from which a GPU copies by itself.
+
+    Raises:
+        DeviceError: it is on a GPU, or there is none.
+    """
+    if not isinstance(tensor.array, numpy.ndarray):
+        raise DeviceError(
+            f"{name}(device={tensor.device}, pin_memory=True): only dense CPU tensors can be "
+            "pinned; leave pin_memory away"
+        )
+    tensor.array = pinned.copied(tensor.array, f"{name}(pin_memory=True)")
+    return tensor
 
 
 def strided_only(name: str, layout: Any) -> None:
@@ -141,8 +164,9 @@ def _index(n: Any) -> int:
 
 # ---------------------------------------------------------------------- from data
 def tensor(
-    data: Any, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False
-) -> Tensor:
+    data: Any, *, dtype: Any = None, device: DeviceLike = None, requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> Tensor:  # fmt: skip
     """Return a new tensor with a copy of ``data``.
 
     Args:
@@ -150,6 +174,7 @@ def tensor(
         dtype: by default what the data says: bool, int64, the default float, or complex.
         device: by default the default device, or that of a tensor.
         requires_grad: record operations on it.
+        pin_memory: take memory from which a GPU copies by itself.
 
     Raises:
         ArgumentError: rows of different lengths, or something that is not a number.
@@ -170,9 +195,11 @@ def tensor(
         array = data.array
         kind = array.dtype if dtype is None else numpy_dtype(dtype, "tensor")
         place = device_of(array) if device is None else placed(device)
-        return finish(array.astype(kind, copy=True), place, requires_grad, "tensor")
-    array = _from_data(data, None if dtype is None else numpy_dtype(dtype, "tensor"))
-    return finish(array, placed(device), requires_grad, "tensor")
+        made = finish(array.astype(kind, copy=True), place, requires_grad, "tensor")
+    else:
+        array = _from_data(data, None if dtype is None else numpy_dtype(dtype, "tensor"))
+        made = finish(array, placed(device), requires_grad, "tensor")
+    return page_locked(made, "tensor") if pin_memory else made
 
 
 def _from_data(data: Any, kind: Any) -> Array:
@@ -525,7 +552,8 @@ def zeros_like(
     pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return zeros of the shape, dtype and device of ``input``."""
-    return _like("zeros_like", input, dtype, layout, device, requires_grad, memory_format)
+    made = _like("zeros_like", input, dtype, layout, device, requires_grad, memory_format)
+    return page_locked(made, "zeros_like") if pin_memory else made
 
 
 def ones_like(
@@ -533,7 +561,8 @@ def ones_like(
     pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return ones of the shape, dtype and device of ``input``."""
-    return _like("ones_like", input, dtype, layout, device, requires_grad, memory_format)
+    made = _like("ones_like", input, dtype, layout, device, requires_grad, memory_format)
+    return page_locked(made, "ones_like") if pin_memory else made
 
 
 def empty_like(
@@ -541,7 +570,8 @@ def empty_like(
     pin_memory: bool = False, requires_grad: bool = False, memory_format: Any = None,
 ) -> Tensor:  # fmt: skip
     """Return uninitialised memory of the shape, dtype and device of ``input``."""
-    return _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
+    made = _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
+    return page_locked(made, "empty_like") if pin_memory else made
 
 
 def _like(
@@ -559,6 +589,8 @@ def _like(
         made = inner.transpose(sorted(range(len(order)), key=order.__getitem__))
     elif type(array) is numpy.ndarray and place.type == "cpu":
         made = getattr(numpy, name)(array, kind)
+    elif not hasattr(array, "below") and is_on(array, place):
+        made = getattr(namespace_of(place), name)(array, kind)
     else:
         made = getattr(namespace_of(place), name.removesuffix("_like"))(array.shape, kind)
     return finish(made, place, requires_grad, name)
@@ -588,7 +620,7 @@ def full_like(
     out = _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
     value = _filling("full_like", fill_value)
     out.array[...] = checked_number(value, out.array.dtype)
-    return out
+    return page_locked(out, "full_like") if pin_memory else out
 
 
 @factory
@@ -636,7 +668,8 @@ def _new(name: str) -> Callable[..., Tensor]:
     ) -> Tensor:
         strided_only(f"new_{name}", layout)
         kind, place = _own(self, dtype, device)
-        return _made(name, sizes if size is None else (size,), kind, place, requires_grad)
+        made = _made(name, sizes if size is None else (size,), kind, place, requires_grad)
+        return page_locked(made, f"new_{name}") if pin_memory else made
 
     new.__name__ = f"new_{name}"
     new.__doc__ = f"Return {name} of the given sizes in this tensor's dtype and on its device."
@@ -649,7 +682,7 @@ def new_full(
 ) -> Tensor:  # fmt: skip
     """Return a tensor filled with one value, in this tensor's dtype and on its device."""
     kind, place = _own(self, dtype, device)
-    return full(size, fill_value, dtype=kind, layout=layout, device=place,
+    return full(size, fill_value, dtype=kind, layout=layout, device=place, pin_memory=pin_memory,
                 requires_grad=requires_grad)  # fmt: skip
 
 
@@ -661,7 +694,7 @@ def new_empty_strided(
     """Return ``empty_strided`` in this tensor's dtype and on its device."""
     kind, place = _own(self, dtype, device)
     return empty_strided(size, stride, dtype=kind, layout=layout, device=place,
-                         requires_grad=requires_grad)  # fmt: skip
+                         pin_memory=pin_memory, requires_grad=requires_grad)  # fmt: skip
 
 
 for _function in (

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import Any
 
 import numpy
 
+from distgrad.autograd.declare import op
 from distgrad.autograd.inplace import in_place
-from distgrad.backend.device import device_of, to_device
+from distgrad.autograd.samples import case, real
+from distgrad.autograd.traced import Traced, innermost
+from distgrad.backend import philox
+from distgrad.backend.device import array_namespace, device_of, to_device
+from distgrad.backend.forms import device_form
 from distgrad.backend.random import current_generator
 from distgrad.errors import ArgumentError, DtypeError, ShapeError, signature
 from distgrad.ops.activation import inplace_option
 from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.elementwise import add, mul
 from distgrad.tensor import Tensor, wrap
-from distgrad.typing import Array, Shape
+from distgrad.typing import Array, Namespace, Shape
 
 __all__ = [
     "alpha_dropout", "alpha_dropout_", "dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -36,7 +43,36 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     _check_chance("dropout", input, p, training)
     if not training or p == 0:
         return input
-    return mul(input, _noise(input, p, input.array.shape))
+    draw_from = array_namespace(input.array).kernels.get("draw_from")
+    if draw_from is None or isinstance(input.array, Traced):
+        return mul(input, _noise(input, p, input.array.shape))
+    return keyed_dropout(input, p, draw_from(current_generator()))
+
+
+@op(
+    "linear",
+    samples=[case(real(3, 4), p=0.4, draw=(0, 2**62 + 5, 0)), case(real(), p=0.5, draw=(0, -7, 3)),
+             case(real(5, 5), p=1.0, draw=(0, 1, 0))],
+    method=False,
+    node="NativeDropoutBackward0",
+    reference="none",
+    d_input=lambda F, g, p, draw: F.keyed_dropout(g, p, draw),
+)  # fmt: skip
+def keyed_dropout(xp: Namespace, input: Tensor, p: float, draw: Any) -> Array:
+    """Return ``dropout`` by the words of Philox: backward makes them anew, so no mask is kept.
+
+    Args:
+        draw: a key in a device's memory, which a graph draws by; or 0, and a key; and the number of
+            the draw.
+    """
+    return _dropout(xp, input, p, draw)
+
+
+@device_form
+def _dropout(xp: Namespace, x: Array, p: float, draw: Any) -> Array:
+    kept = philox.words(math.prod(x.shape), draw[1] % 2**64, draw[2]) >= p * 2.0**32
+    scale = x.dtype.type(1 / (1 - p) if p < 1 else 0)
+    return xp.where(xp.asarray(kept.reshape(x.shape)), x * scale, x.dtype.type(0))
 
 
 def _check_chance(name: str, input: Tensor, p: float, training: bool) -> None:
@@ -67,7 +103,8 @@ def _drawn(input: Tensor, p: float, shape: Shape) -> Array:
 
     So PyTorch draws for elements; for whole channels (another ``shape``) in the order of indices.
     """
-    source, strides = current_generator(), getattr(input.array, "strides", None)
+    source = current_generator().on(device_of(innermost(input.array)))
+    strides = getattr(input.array, "strides", None)
     order = list(range(len(shape)))
     if strides is not None and shape == input.array.shape:  # a traced array has no strides
         own = [s for s, n in zip(strides, shape, strict=True) if n > 1]
@@ -211,7 +248,8 @@ def native_dropout(input: Tensor, p: float, train: bool | None) -> tuple[Tensor,
     if not train:
         return mul(input, 1), wrap(to_device(numpy.ones(array.shape, bool), device_of(array)))
     _check_chance("native_dropout", input, p, True)
-    mask = wrap(to_device(current_generator().bernoulli(array.shape, 1 - p), device_of(array)))
+    place = device_of(array)
+    mask = wrap(to_device(current_generator().on(place).bernoulli(array.shape, 1 - p), place))
     return native_dropout_backward(input, mask, 1 / (1 - p) if p < 1 else 0.0), mask
 
 

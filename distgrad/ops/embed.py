@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy
+
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, given, integers, real
 from distgrad.backend.device import array_namespace
+from distgrad.backend.forms import device_form
 from distgrad.errors import (
     ArgumentError,
     DistgradError,
@@ -32,11 +35,7 @@ __all__ = [
 
 def _check_rows(xp: Namespace, index: Array, count: int) -> None:
     """Refuse what is no row number, naming the first offender."""
-    if index.dtype.kind not in "iu":
-        raise DtypeError(
-            f"expected indices of dtype int32 or int64, but got {index.dtype}; use .long()"
-        )
-    if not index.size:
+    if not index.size or type(index) is not numpy.ndarray:  # a device would have to be waited for
         return
     low, high = int(xp.min(index)), int(xp.max(index))
     if low < 0 or high >= count:
@@ -106,9 +105,19 @@ def _embedding(
     if weight.ndim != 2:
         raise ShapeError("'weight' must be 2-D; one row for each index")
     _positive_padding(padding, len(weight))
-    _check_rows(xp, index, len(weight))
+    if index.dtype.kind not in "iu":
+        raise DtypeError(
+            f"expected indices of dtype int32 or int64, but got {index.dtype}; use .long()"
+        )
     if max_norm is not None and index.size:
+        _check_rows(xp, index, len(weight))
         _limit_norms(xp, weight, index, max_norm, p)
+    return _embedding_rows(xp, index, weight)
+
+
+@device_form
+def _embedding_rows(xp: Namespace, index: Array, weight: Array) -> Array:
+    _check_rows(xp, index, len(weight))
     return xp.take(weight, index, axis=0)
 
 
@@ -136,6 +145,14 @@ def embedding_backward(
     Shape:
         grad: ``(*, D)``, indices: ``(*)``; result: ``(num_weights, D)``.
     """
+    return _embedding_backward(xp, grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+
+
+@device_form
+def _embedding_backward(
+    xp: Namespace, grad: Array, indices: Array, num_weights: int, padding_idx: int | None,
+    scale_grad_by_freq: bool,
+) -> Array:  # fmt: skip
     out = xp.zeros((num_weights, grad.shape[-1]), grad.dtype)
     values: Array = grad
     if scale_grad_by_freq and xp.size(indices):

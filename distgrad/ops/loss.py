@@ -13,6 +13,7 @@ from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import between, case, given, integers, positive, real
 from distgrad.autograd.traced import is_traced
 from distgrad.backend.device import array_namespace
+from distgrad.backend.forms import device_form
 from distgrad.errors import (
     ArgumentError,
     DtypeError,
@@ -151,6 +152,8 @@ def _row_weights(
     Raises:
         IndexOutOfRange: a label is neither a class nor ``ignore``.
     """
+    if type(labels) is not numpy.ndarray:
+        return _device_weights(xp, classes, labels, weight, ignore, dtype)
     low, high = (int(xp.min(labels)), int(xp.max(labels))) if labels.size else (0, 0)
     inside = low >= 0 and high < classes
     valid = None
@@ -168,6 +171,17 @@ def _row_weights(
     if valid is not None:
         rows = valid.astype(dtype) if rows is None else rows * valid
     return labels, rows, valid
+
+
+def _device_weights(
+    xp: Namespace, classes: int, labels: Array, weight: Array | None, ignore: int, dtype: Any
+) -> tuple[Array, Array | None, Array | None]:
+    """Do the same on a device, which the host does not wait for: a wrong label makes nan."""
+    valid = labels != ignore
+    inside = (labels >= 0) & (labels < classes)
+    labels = xp.where(inside, labels, 0)
+    rows = valid.astype(dtype) if weight is None else weight[labels].astype(dtype) * valid
+    return labels, xp.where(valid & ~inside, dtype.type(math.nan), rows), valid
 
 
 def _class_rows(xp: Namespace, x: Array) -> Array:
@@ -216,11 +230,11 @@ def _exponential_sums(xp: Namespace, rows: Array, shift: Array) -> Array:
     return sums
 
 
+@device_form
 def _cross_entropy(
     xp: Namespace, x: Array, target: Array, weight: Array | None, reduction: str, ignore: int,
     smoothing: float,
 ) -> tuple[Array, ...]:  # fmt: skip
-    _check_classes(xp, x, target, weight)
     rows = _class_rows(xp, x)
     count, classes = rows.shape
     labels, w, valid = _row_weights(xp, classes, target.reshape(-1), weight, ignore, rows.dtype)
@@ -244,6 +258,7 @@ def _cross_entropy(
     return xp.asarray(out, x.dtype), used, kept, sums, shift, total
 
 
+@device_form
 def _d_cross_entropy(
     xp: Namespace, g: Array, input: Array, target: Array, weight: Array | None, labels: Array,
     row_weights: Array, sums: Array, shift: Array, total: Array, reduction: str, ignore_index: int,
@@ -352,6 +367,7 @@ def cross_entropy_loss(
     label_smoothing: float,
 ) -> Any:
     """Return ``cross_entropy`` for class numbers, and what backward needs of it."""
+    _check_classes(xp, input, target, weight)
     return _cross_entropy(xp, input, target, weight, reduction, ignore_index, label_smoothing)
 
 

@@ -1,10 +1,7 @@
-"""Matrix products, and what is made of them.
+"""Matrix products, and what is made of them: all by ``xp.gemm``, which knows BLAS.
 
-Note [One product instead of many]
-    A batch of matrices times one matrix is one product of the batch's rows, laid end to end, with
-    that matrix.  BLAS is slow on small products and NumPy calls it once per matrix of a batch, so
-    forward and both gradients take this way.  NumPy also leaves BLAS altogether for operands whose
-    rows and columns both have gaps (and for expanded ones), so those are copied first.
+A batch of matrices times one matrix is one product of the batch's rows, laid end to end, with that
+matrix; forward and both gradients take this way.
 """
 
 from __future__ import annotations
@@ -13,10 +10,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from distgrad.autograd.declare import as_method, op, promote_all, recover
 from distgrad.autograd.inplace import in_place
+from distgrad.autograd.into import Into
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
+from distgrad.autograd.traced import is_traced
+from distgrad.backend.device import array_namespace
 from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.checks import refuse_kinds
 from distgrad.ops.compare import logical_or
@@ -56,36 +58,6 @@ __all__ = [
     "trace",
     "vdot",
 ]
-
-
-# ---------------------------------------------------------------------- the product of arrays
-def product(xp: Namespace, a: Any, b: Any) -> Any:
-    """Return the matrix product of two arrays; see Note [One product instead of many]."""
-    if a.dtype is not b.dtype and a.dtype != b.dtype:
-        raise DtypeError(
-            f"expected m1 and m2 to have the same dtype, but got: {a.dtype} != {b.dtype}; "
-            "convert one with .to(dtype)"
-        )
-    if a.dtype.itemsize == 1 and a.dtype.kind == "b":
-        raise DtypeNotImplemented("matrix products are not implemented for bool; use .int()")
-    if a.dtype.itemsize < 4 and a.dtype.kind in "fV":  # half precision adds up in float32
-        return product(xp, a.astype(xp.float32), b.astype(xp.float32)).astype(a.dtype)
-    if b.ndim == 2 and a.ndim > 2 and a.shape[-1] == b.shape[0]:
-        flat = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
-        rows = xp.matmul(_ready(xp, flat), _ready(xp, b))
-        return rows.reshape(*a.shape[:-1], b.shape[1])
-    return xp.matmul(_ready(xp, a), _ready(xp, b))
-
-
-def _ready(xp: Namespace, a: Any) -> Any:
-    """Return ``a`` itself when BLAS can read it, else a copy."""
-    if a.flags.c_contiguous or a.ndim < 2:
-        return a
-    row, column = a.strides[-2:]
-    item, height, width = a.itemsize, a.shape[-2], a.shape[-1]
-    if (column == item and row >= item * width) or (row == item and column >= item * height):
-        return a
-    return xp.ascontiguousarray(a)
 
 
 # ---------------------------------------------------------------------- matmul and its kin
@@ -142,7 +114,8 @@ def matmul(xp: Namespace, input: Tensor, other: Tensor) -> Array:
             "both arguments to matmul need to be at least 1D, but they are "
             f"{input.ndim}D and {other.ndim}D; use mul()"
         )
-    return product(xp, input, other)
+    array: Array = xp.gemm(input, other)
+    return array
 
 
 def _ranks(name: str, operands: dict[str, Tensor], ranks: Sequence[int]) -> None:
@@ -261,7 +234,18 @@ def addmm(
     """Return ``beta * input + alpha * (mat1 @ mat2)``."""
     operands = {"mat1": mat1, "mat2": mat2}
     _ranks("addmm", operands, (2, 2))
+    if _is_layer(input, mat1, mat2) and (beta, alpha) == (1, 1):
+        return linear(mat1, permute(mat2, (1, 0)), input)
     return _weighted("addmm", input, operands, matmul(mat1, mat2), beta, alpha)
+
+
+def _is_layer(input: Tensor, mat1: Tensor, mat2: Tensor) -> bool:
+    """Return whether ``input`` is a bias that a product on a GPU can add by itself."""
+    bias, left, right = (t.array for t in (input, mat1, mat2))
+    if type(left) is numpy.ndarray or is_traced((input, mat1, mat2)):
+        return False
+    fits = left.shape[1] == right.shape[0] and bias.shape == right.shape[1:]
+    return bool(fits and bias.dtype == left.dtype == right.dtype and left.dtype.kind in "fV")
 
 
 @takes_out
@@ -333,6 +317,54 @@ def _linear_jvp(F: Any, input: Any, weight: Any, t_input: Any, t_weight: Any, t_
     return first
 
 
+def _d_rows(F: Any, g: Any, weight: Any, into: Any) -> Any:
+    """Return the gradient of the rows that a weight was multiplied with."""
+    if weight.ndim == 1:
+        return F.unsqueeze(g, -1) * weight
+    if into is not None and times_slope(into, g, weight):
+        return None
+    return F.matmul(g, weight)
+
+
+def times_slope(into: Into, g: Array, weight: Array) -> bool:
+    """Return whether ``g @ weight`` was multiplied by the slope of the activation before, at once.
+
+    The node of that activation then has what it would have begun with.
+    """
+    before = into.before("input")
+    op_: Any = getattr(before, "op", None)
+    slope = array_namespace(g).kernels.get("slope_times_product")
+    if slope is None or op_ is None or op_.name not in _SLOPES or type(before) is not op_.node:
+        return False
+    saved = dict(zip(op_.plan.kept, before.saved, strict=True))  # type: ignore[union-attr, arg-type]
+    found = slope(g, weight, saved["aux"], _SLOPES[op_.name])
+    if found is NotImplemented:
+        return False
+    into.give(before, found[0].reshape(before._shape), found[1])  # type: ignore[arg-type, union-attr]
+    return True
+
+
+_SLOPES = {"linear_relu": "relu", "linear_gelu": "gelu_tanh"}
+
+
+def _d_weight(F: Any, g: Any, input: Any, weight_shape: Any, into: Any) -> Any:
+    """Return the weight's gradient as one product over all leading dimensions."""
+    rows = _rows(F, input)
+    if len(weight_shape) == 1:
+        return F.matmul(F.mT(rows), F.reshape(g, (-1,)))
+    return weight_gradient(F, _rows(F, g), rows, into)
+
+
+def weight_gradient(F: Any, g: Any, rows: Any, into: Into | None, sums: str = "bias") -> Any:
+    """Return ``g.T @ rows``; None if it was put where the weight's gradient is kept.
+
+    ``sums``: the operand whose gradient is the sum of the rows of ``g``, if that is wanted too.
+    """
+    if into is None:
+        return F.matmul(F.mT(g), rows)
+    return into.product("weight", F.mT(g), rows, sums)
+
+
 @op(
     samples=[
         case(real(5, 3), real(4, 3), real(4)),
@@ -344,11 +376,9 @@ def _linear_jvp(F: Any, input: Any, weight: Any, t_input: Any, t_weight: Any, t_
     method=False,
     node="AddmmBackward0",
     jvp=_linear_jvp,
-    d_input=lambda F, g, weight: (
-        F.matmul(g, weight) if weight.ndim > 1 else F.unsqueeze(g, -1) * weight
-    ),
-    d_weight=lambda F, g, input, weight_shape: _d_weight(F, g, input, weight_shape),
-    d_bias=lambda g: g,
+    d_input=_d_rows,
+    d_weight=_d_weight,
+    d_bias=lambda g, into: g if into is None or into.sums is None else into.sums,
 )
 def linear(xp: Namespace, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Array:
     """Return ``input @ weight.T + bias``.
@@ -363,20 +393,10 @@ def linear(xp: Namespace, input: Tensor, weight: Tensor, bias: Tensor | None = N
             f"mat1 and mat2 shapes cannot be multiplied ({a} and {b}): the last size of input must "
             f"equal the last size of weight, {weight.shape[-1]}; change the layer or the input"
         )
-    out = product(xp, input, weight.T if weight.ndim > 1 else weight)
-    if bias is not None:
-        if bias.dtype != out.dtype:
-            raise DtypeError(f"bias is {bias.dtype}, but input and weight are {out.dtype}")
-        out += bias
-    return out
-
-
-def _d_weight(F: Any, g: Any, input: Any, weight_shape: Any) -> Any:
-    """Return the weight's gradient as one product over all leading dimensions."""
-    rows = _rows(F, input)
-    if len(weight_shape) == 1:
-        return F.matmul(F.mT(rows), F.reshape(g, (-1,)))
-    return F.matmul(F.mT(_rows(F, g)), rows)
+    if bias is not None and bias.dtype != input.dtype and input.dtype == weight.dtype:
+        raise DtypeError(f"bias is {bias.dtype}, but input and weight are {input.dtype}")
+    array: Array = xp.gemm(input, weight.T if weight.ndim > 1 else weight, bias)
+    return array
 
 
 # ---------------------------------------------------------------------- several dimensions at once

@@ -11,6 +11,7 @@ from distgrad.autograd.inplace import detach_
 from distgrad.autograd.samples import unary
 from distgrad.backend import device as devices
 from distgrad.backend import dtype as dtypes
+from distgrad.backend import pinned
 from distgrad.backend.layout import preserve_format
 from distgrad.errors import ArgumentTypeError, ShapeError
 from distgrad.ops.arrange import flip
@@ -27,15 +28,16 @@ __all__ = [
 
 @op("linear", widens=False,
     samples=unary(), method=False, node="ToCopyBackward0", reference="clone",
-    d_input=lambda F, g, input: F.to_device(g, _device_of(input)))  # fmt: skip
-def to_device(xp: Namespace, input: Tensor, device: devices.device = devices.CPU) -> Array:
+    d_input=lambda F, g, input_device: F.to_device(g, input_device))  # fmt: skip
+def to_device(
+    xp: Namespace, input: Tensor, device: devices.device = devices.CPU, non_blocking: bool = False
+) -> Array:
     """Return a copy on another device."""
+    moved = pinned.moved(input, device) if non_blocking else None
+    if moved is not None:
+        return moved
     moved = devices.to_device(input, device)
     return xp.array(input, copy=True) if moved is input else moved
-
-
-def _device_of(x: Any) -> devices.device:
-    return devices.device_of(x.array if isinstance(x, Tensor) else x)
 
 
 def to(
@@ -54,7 +56,8 @@ def to(
             then ``non_blocking`` and ``copy``.
         dtype: the dtype.
         device: the device.
-        non_blocking: has no effect.
+        non_blocking: copy from a GPU, or to one from page-locked memory, beside other work: the
+            host goes on, and has to wait for the stream before it reads or changes its side.
         copy: copy even when nothing changes.
         memory_format: the order in memory; ``preserve_format`` leaves it as it is.
 
@@ -66,14 +69,18 @@ def to(
     try:
         if target:
             device, dtype, flags = _read(target, device, dtype)
+            non_blocking = flags[0] if flags else non_blocking
             copy = flags[1] if len(flags) > 1 else copy
         kind = self.array.dtype if dtype is None else dtypes.as_numpy(dtype)
         place = self.device if device is None else devices.device(device)
     except Exception as error:
         recover("to", error, {"input": self}, {"target": target})
-    out = converted(self, kind)
-    if device is not None and not devices.is_on(self.array, place):
-        out = to_device(out, place)
+    if device is None or devices.is_on(self.array, place):
+        out = converted(self, kind)
+    elif non_blocking and self.array.dtype != kind and place.type == "cuda":
+        out = converted(to_device(self, place, True), kind)  # or it would leave pinned memory
+    else:
+        out = to_device(converted(self, kind), place, bool(non_blocking))
     if memory_format not in (None, preserve_format):
         if not out.is_contiguous(memory_format=memory_format):
             return clone(out, memory_format=memory_format)
@@ -209,7 +216,7 @@ def cuda(
     self: Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = None
 ) -> Tensor:
     """Return this tensor on a GPU; itself when it is there."""
-    return to(self, device="cuda" if device is None else device)
+    return to(self, device="cuda" if device is None else device, non_blocking=non_blocking)
 
 
 def is_same_size(input: Tensor, other: Tensor) -> bool:

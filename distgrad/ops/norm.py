@@ -12,6 +12,7 @@ from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
 from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import finfo
+from distgrad.backend.forms import device_form
 from distgrad.errors import (
     ArgumentError,
     DistgradError,
@@ -61,9 +62,7 @@ def _check_normalized_shape(op_: str, x: Array, shape: Shape, *affine: Array | N
 
 
 # ---------------------------------------------------------------------- layer norm
-def _layer_norm(
-    xp: Namespace, x: Array, shape: Shape, weight: Array | None, bias: Array | None, eps: float
-) -> tuple[Array, Array, Array]:
+def _check_layer_norm(x: Array, shape: Shape, weight: Array | None, bias: Array | None) -> None:
     _check_normalized_shape("layer_norm", x, shape, weight, bias)
     demand_floating(x)
     for a in (weight, bias):
@@ -72,6 +71,12 @@ def _layer_norm(
                 f"mixed dtype (CPU): expect parameter to have scalar type of {x.dtype} as input, "
                 f"or of Float beside half precision, but got {a.dtype}"
             )
+
+
+@device_form
+def _layer_norm(
+    xp: Namespace, x: Array, shape: Shape, weight: Array | None, bias: Array | None, eps: float
+) -> tuple[Array, Array, Array]:
     width = math.prod(shape)
     rows = _rows(xp, x, width)
     out = xp.empty_like(rows)
@@ -96,6 +101,7 @@ def _layer_norm(
     return out, mean.reshape(lead), rstd.reshape(lead)
 
 
+@device_form
 def _d_layer_norm(
     xp: Namespace,
     g: Array,
@@ -186,7 +192,9 @@ def fused_layer_norm(
     Raises:
         DtypeError: weight or bias have another dtype than input, and not both float32 beside half.
     """
-    return _layer_norm(xp, input, tuple(normalized_shape), weight, bias, eps)
+    shape = tuple(normalized_shape)
+    _check_layer_norm(input, shape, weight, bias)
+    return _layer_norm(xp, input, shape, weight, bias, eps)
 
 
 def native_layer_norm(
@@ -225,11 +233,10 @@ def _raw(weight: Tensor | None) -> Array | None:
     return None if weight is None else weight.array
 
 
+@device_form
 def _rms_norm(
     xp: Namespace, x: Array, shape: Shape, weight: Array | None, eps: float
 ) -> tuple[Array, Array]:
-    _check_normalized_shape("rms_norm", x, shape, weight)
-    demand_floating(x)
     width = math.prod(shape)
     rows = _rows(xp, x, width)
     out, rstd = xp.empty_like(rows), xp.empty((len(rows), 1), rows.dtype)
@@ -246,6 +253,7 @@ def _rms_norm(
     return out.reshape(x.shape).astype(x.dtype, copy=False), rstd.reshape(lead)
 
 
+@device_form
 def _d_rms_norm(
     xp: Namespace,
     g: Array,
@@ -300,7 +308,10 @@ def fused_rms_norm(
     xp: Namespace, input: Tensor, normalized_shape: Shape, weight: Tensor | None, eps: float
 ) -> Any:
     """Return ``rms_norm``, and the 1 / root mean square it used."""
-    return _rms_norm(xp, input, tuple(normalized_shape), weight, eps)
+    shape = tuple(normalized_shape)
+    _check_normalized_shape("rms_norm", input, shape, weight)
+    demand_floating(input)
+    return _rms_norm(xp, input, shape, weight, eps)
 
 
 def rms_norm(
@@ -346,6 +357,7 @@ def _channel_sums(xp: Namespace, x: Array) -> Array:
     return xp.add.reduce(each.reshape(batch, channels), axis=0)
 
 
+@device_form
 def _batch_norm(
     xp: Namespace, x: Array, weight: Array | None, bias: Array | None, eps: float
 ) -> tuple[Array, Array, Array]:
@@ -374,6 +386,7 @@ def _batch_norm(
     return out.reshape(x.shape).astype(x.dtype, copy=False), mean, var
 
 
+@device_form
 def _d_batch_norm(
     xp: Namespace, g: Array, input: Array, weight: Array | None, mean: Array, var: Array, eps: float
 ) -> tuple[Array, Array, Array]:
@@ -483,8 +496,7 @@ def _by_batch(
     out, mean, var = batch_statistics_norm(input, weight, bias, eps)
     count = _values_per_channel(input.array.shape)
     if count:
-        _move(running_mean, mean.array, momentum)
-        _move(running_var, var.array * (count / max(count - 1, 1)), momentum)
+        _move(running_mean, running_var, mean.array, var.array, momentum, count)
     return out, mean, var
 
 
@@ -557,12 +569,28 @@ def _by_running(
     return as_dtype(out, kind)
 
 
-def _move(running: Tensor | None, new: Array, momentum: float) -> None:
-    """Move a running statistic towards ``new`` in place, outside autograd."""
-    if running is not None:
-        wide = array_namespace(new).widened(running.array)
-        running.array[...] = wide * (1 - momentum) + momentum * new
-        shared_of(running).bump()
+def _move(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Array, var: Array,
+    momentum: float, count: int,
+) -> None:  # fmt: skip
+    """Move running statistics towards those of ``count`` numbers in place, outside autograd."""
+    xp = array_namespace(mean)
+    _move_statistics(xp, _raw(running_mean), _raw(running_var), mean, var, momentum, count)
+    for moved in (running_mean, running_var):
+        if moved is not None:
+            shared_of(moved).bump()
+
+
+@device_form
+def _move_statistics(
+    xp: Namespace, running_mean: Array | None, running_var: Array | None, mean: Array, var: Array,
+    momentum: float, count: int,
+) -> None:  # fmt: skip
+    if running_mean is not None:
+        running_mean[...] = xp.widened(running_mean) * (1 - momentum) + momentum * mean
+    if running_var is not None:
+        unbiased = var * (count / max(count - 1, 1))
+        running_var[...] = xp.widened(running_var) * (1 - momentum) + momentum * unbiased
 
 
 # ---------------------------------------------------------------------- composites
@@ -596,9 +624,8 @@ def instance_norm(
     count = math.prod(space)
     rows = reshape(input, (1, batch * channels, *space))
     out, mean, var = batch_statistics_norm(rows, None, None, eps)
-    _move(running_mean, mean.array.reshape(batch, channels).mean(0), momentum)
-    unbiased = var.array.reshape(batch, channels).mean(0) * (count / max(count - 1, 1))
-    _move(running_var, unbiased, momentum)
+    means, variances = (a.array.reshape(batch, channels).mean(0) for a in (mean, var))
+    _move(running_mean, running_var, means, variances, momentum, count)
     return _affine(reshape(out, (batch, channels, *space)), weight, bias)
 
 

@@ -8,6 +8,7 @@ from distgrad.autograd.declare import as_method
 from distgrad.autograd.inplace import assign, refuse_leaf
 from distgrad.autograd.mode import mode
 from distgrad.autograd.traced import Refused, is_traced
+from distgrad.backend import pinned
 from distgrad.backend.dtype import checked_number
 from distgrad.errors import ArgumentTypeError, ShapeError
 from distgrad.ops import shape as _shapes
@@ -43,7 +44,11 @@ def fill_(self: Tensor, value: Tensor | Number) -> Tensor:
 
 
 def copy_(self: Tensor, src: TensorLike, non_blocking: bool = False) -> Tensor:
-    """Copy ``src`` into this tensor, with broadcasting and conversion, and return it."""
+    """Copy ``src`` into this tensor, with broadcasting and conversion, and return it.
+
+    With ``non_blocking`` a copy between a GPU and page-locked memory, of one shape and dtype and
+    contiguous, goes on beside other work; the host must wait for the stream before it reads.
+    """
     refuse_leaf(self, "copy_")
     if isinstance(src, int | float | complex):
         src = wrap(numpy.asarray(src))
@@ -55,6 +60,9 @@ def copy_(self: Tensor, src: TensorLike, non_blocking: bool = False) -> Tensor:
         return assign(self, _shapes.copy(self, src), "copy_")
     try:
         same = type(src.array) is type(self.array)
+        if non_blocking and not same and pinned.start(self.array, src.array):
+            shared_of(self).bump()
+            return self
         self.array[...] = src.array if same else src.to(self.device).array
     except Refused:
         return assign(self, _shapes.copy(self, src), "copy_")

@@ -14,6 +14,7 @@ from typing import Any
 from distgrad.autograd.declare import op
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, distinct, real
+from distgrad.backend.forms import device_form
 from distgrad.errors import DistgradError, ShapeError, explain
 from distgrad.ops.activation import relu
 from distgrad.ops.checks import demand_floating, demand_full_precision, is_floating
@@ -70,6 +71,7 @@ def _steps(space: Shape) -> list[int]:
 
 
 # ---------------------------------------------------------------------- maxima
+@device_form
 def _max_pool(
     xp: Namespace, x: Array, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape,
     out: Shape,
@@ -126,12 +128,12 @@ def _is_disjoint(kernel: Shape, stride: Shape, dilation: Shape) -> bool:
 
 def _d_max_pool(
     F: Any, g: Any, input_shape: Shape, indices: Any, kernel_size: Shape, stride: Shape,
-    dilation: Shape,
+    padding: Shape, dilation: Shape,
 ) -> Any:  # fmt: skip
-    size = input_shape[-len(kernel_size) :]
+    size, windows = input_shape[-len(kernel_size) :], (kernel_size, stride, padding, dilation)
     if _is_disjoint(kernel_size, stride, dilation):
-        return F.unpool(g, indices, size)
-    return F.unpool_sum(g, indices, size)
+        return F.unpool(g, indices, size, windows)
+    return F.unpool_sum(g, indices, size, windows)
 
 
 def _pairs(torch: Any, x: Any, *, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
@@ -219,6 +221,7 @@ def _window_sums(xp: Namespace, x: Array, windows: Any) -> Array:
     return x
 
 
+@device_form
 def _avg_pool(
     xp: Namespace, x: Array, windows: Any, include_pad: bool, divisor: int | None
 ) -> Array:
@@ -248,6 +251,7 @@ def _quotients(
     return xp.sign(total) * xp.sign(count) * (xp.abs(total) // xp.abs(count))
 
 
+@device_form
 def _avg_pool_input(
     xp: Namespace, g: Array, space: Shape, windows: Any, include_pad: bool, divisor: int | None
 ) -> Array:

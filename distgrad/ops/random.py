@@ -76,8 +76,9 @@ def rand(
         >>> dg.rand(3)
         tensor([0.4963, 0.7682, 0.0885])
     """
-    array = (generator or current_generator()).uniform(*_form("rand", sizes, size, dtype))
-    return finish(array, placed(device), requires_grad, "rand")
+    place = placed(device)
+    array = (generator or current_generator()).on(place).uniform(*_form("rand", sizes, size, dtype))
+    return finish(array, place, requires_grad, "rand")
 
 
 @factory
@@ -97,8 +98,9 @@ def randn(
         >>> dg.randn(3)
         tensor([ 1.5410, -0.2934, -2.1788])
     """
-    array = (generator or current_generator()).normal(*_form("randn", sizes, size, dtype))
-    return finish(array, placed(device), requires_grad, "randn")
+    place = placed(device)
+    array = (generator or current_generator()).on(place).normal(*_form("randn", sizes, size, dtype))
+    return finish(array, place, requires_grad, "randn")
 
 
 def _form(
@@ -141,8 +143,9 @@ def randint(
     kind = numpy_dtype(int64 if dtype is None else dtype, "randint")
     low, high = _bounds("randint", low, high, kind)
     shape = sizes_of("randint", (size,))
-    array = (generator or current_generator()).integers(shape, kind, low, high)
-    return finish(array, placed(device), requires_grad, "randint")
+    place = placed(device)
+    array = (generator or current_generator()).on(place).integers(shape, kind, low, high)
+    return finish(array, place, requires_grad, "randint")
 
 
 def _bounds(name: str, low: Any, high: Any, kind: Any) -> tuple[int, int]:
@@ -192,8 +195,9 @@ def randperm(
         raise DtypeNotImplemented(f"randperm(): not implemented for {kind}; use int64")
     if kind.kind in "iu" and n > iinfo(from_numpy(kind)).max + 1:
         raise DtypeError(f"randperm(n={n}): value cannot be converted to {kind} without overflow")
-    array = (generator or current_generator()).permutation(count).astype(kind, copy=False)
-    return finish(array, placed(device), requires_grad, "randperm")
+    place = placed(device)
+    array = (generator or current_generator()).on(place).permutation(count)
+    return finish(array.astype(kind, copy=False), place, requires_grad, "randperm")
 
 
 def rand_like(
@@ -204,10 +208,11 @@ def rand_like(
     """Return uniform samples on [0, 1) in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("rand_like", input, dtype, device)
     if _keeps_strides(input, memory_format):
-        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        made = empty_like(input, dtype=kind, device=place, pin_memory=pin_memory,
+                          memory_format=memory_format)  # fmt: skip
         return uniform_(made, generator=generator).requires_grad_(requires_grad)
     return rand(input.array.shape, generator=generator, dtype=kind, device=place,
-                requires_grad=requires_grad)  # fmt: skip
+                pin_memory=pin_memory, requires_grad=requires_grad)  # fmt: skip
 
 
 def randn_like(
@@ -218,10 +223,11 @@ def randn_like(
     """Return normal samples in the shape, dtype and on the device of ``input``."""
     kind, place = _alike("randn_like", input, dtype, device)
     if _keeps_strides(input, memory_format):
-        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        made = empty_like(input, dtype=kind, device=place, pin_memory=pin_memory,
+                          memory_format=memory_format)  # fmt: skip
         return normal_(made, generator=generator).requires_grad_(requires_grad)
     return randn(input.array.shape, generator=generator, dtype=kind, device=place,
-                 requires_grad=requires_grad)  # fmt: skip
+                 pin_memory=pin_memory, requires_grad=requires_grad)  # fmt: skip
 
 
 def randint_like(
@@ -236,10 +242,11 @@ def randint_like(
     kind, place = _alike("randint_like", input, dtype, device)
     low, high = (0, low) if high is None else (low, high)
     if _keeps_strides(input, memory_format):
-        made = empty_like(input, dtype=kind, device=place, memory_format=memory_format)
+        made = empty_like(input, dtype=kind, device=place, pin_memory=pin_memory,
+                          memory_format=memory_format)  # fmt: skip
         return random_(made, low, high, generator=generator).requires_grad_(requires_grad)
     return randint(low, high, input.array.shape, generator=generator, dtype=kind, device=place,
-                   requires_grad=requires_grad)  # fmt: skip
+                   pin_memory=pin_memory, requires_grad=requires_grad)  # fmt: skip
 
 
 def _keeps_strides(input: Tensor, memory_format: Any) -> bool:
@@ -285,7 +292,7 @@ def normal(
         raise ArgumentTypeError(f"normal(mean={mean}, std={std}): missing argument 'size'")
     return _normal_of_size(
         mean, std, size, generator=generator, dtype=dtype, layout=layout, device=device,
-        requires_grad=requires_grad, out=out,
+        pin_memory=pin_memory, requires_grad=requires_grad, out=out,
     )  # fmt: skip
 
 
@@ -296,8 +303,10 @@ def _normal_of_size(
 ) -> Tensor:  # fmt: skip
     _check_std(std)
     shape, kind = _form("normal", (), size, dtype)
-    array = (generator or current_generator()).normal(shape, kind, float(mean), float(std))
-    return finish(array, placed(device), requires_grad, "normal")
+    place = placed(device)
+    source = (generator or current_generator()).on(place)
+    array = source.normal(shape, kind, float(mean), float(std))
+    return finish(array, place, requires_grad, "normal")
 
 
 def _normal_around(
@@ -311,7 +320,7 @@ def _normal_around(
         raise DtypeNotImplemented(f"normal({tensors[0]._brief()}): not implemented; use .float()")
     xp, place = array_namespace(innermost(array)), device_of(innermost(array))
     shape = xp.broadcast_shapes(*(t.array.shape for t in tensors))
-    noise = wrap(to_device(source.normal(shape, array.dtype), place))
+    noise = wrap(to_device(source.on(place).normal(shape, array.dtype), place))
     fixed = [t.detach() if isinstance(t, Tensor) else t for t in (mean, std)]
     out: Tensor = cast(add(mul(noise, fixed[1]), fixed[0]), array.dtype)
     return _untouched(out, tensors)
@@ -348,7 +357,7 @@ def bernoulli(
     Gradient: zero.
     """
     array: Any = checked("bernoulli", input).array
-    source = generator or current_generator()
+    source = (generator or current_generator()).on(device_of(innermost(array)))
     if isinstance(array, DualArray):
         return _untouched(bernoulli(array.below, p, generator=generator), [input])
     if p is not None:
@@ -374,7 +383,12 @@ def _bernoulli_of(input: Tensor, source: Generator) -> Any:
         raise ShapeError(
             f"bernoulli({input._brief()}): Expected p_in >= 0 && p_in <= 1 for every element"
         )
-    return source.bernoulli_of(array_namespace(array).to_numpy(array))
+    return source.bernoulli_of(_at(source, array))
+
+
+def _at(source: Any, array: Array) -> Array:
+    """Return ``array`` where a source draws: on the host, or where it is."""
+    return array_namespace(array).to_numpy(array) if isinstance(source, Generator) else array
 
 
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
@@ -483,6 +497,11 @@ def _checked_weights(input: Tensor, num_samples: int, replacement: bool) -> Arra
 
 
 # ---------------------------------------------------------------------- in place
+def _source(self: Tensor, generator: Generator | None) -> Any:
+    """Return what draws numbers where ``self`` is."""
+    return (generator or current_generator()).on(device_of(innermost(self.array)))
+
+
 def _fill(self: Tensor, name: str, draw: Draw, strided: Draw | None = None) -> Tensor:
     """Write ``draw(shape)`` into a tensor, in the order of its memory.
 
@@ -527,7 +546,7 @@ def uniform_(
     """
     kind, source = (
         _float_kind(self, "uniform_", "fVc", DtypeNotImplemented),
-        generator or current_generator(),
+        _source(self, generator),
     )
     if not from_ <= to:
         raise ShapeError(
@@ -543,7 +562,7 @@ def normal_(
     """Fill this tensor with samples of the normal distribution."""
     kind, source = (
         _float_kind(self, "normal_", "fVc", DtypeNotImplemented),
-        generator or current_generator(),
+        _source(self, generator),
     )
     _check_std(std)
     return _fill(
@@ -560,7 +579,7 @@ def log_normal_(
     """Fill this tensor with exponentials of normal samples."""
     kind, source = (
         _float_kind(self, "log_normal_", "fV", DtypeNotImplemented),
-        generator or current_generator(),
+        _source(self, generator),
     )
     if not std > 0:
         raise ShapeError(
@@ -569,7 +588,8 @@ def log_normal_(
     wide = numpy.dtype("float64")
 
     def draw(shape: Shape) -> Array:
-        return numpy.exp(source.normal_pairs(shape, wide, mean, std)).astype(kind)
+        drawn = source.normal_pairs(shape, wide, mean, std)
+        return array_namespace(drawn).exp(drawn).astype(kind)
 
     return _fill(self, "log_normal_", draw)
 
@@ -578,9 +598,9 @@ def bernoulli_(
     self: Tensor, p: Tensor | float = 0.5, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill this tensor with 1 with probability ``p`` (a number or one per place), else 0."""
-    kind, source = self.array.dtype, generator or current_generator()
+    kind, source = self.array.dtype, _source(self, generator)
     if isinstance(p, Tensor):
-        chances = numpy.broadcast_to(array_namespace(p.array).to_numpy(p.array), self.array.shape)
+        chances = array_namespace(p.array).broadcast_to(_at(source, p.array), self.array.shape)
         if not ((chances >= 0) & (chances <= 1)).all():
             raise ShapeError(
                 f"bernoulli_({self._brief()}, p: {p._brief()}): Expected 0 <= p <= 1 everywhere"
@@ -597,7 +617,7 @@ def random_(
 
     Without bounds: all that its dtype holds from 0 on, for floats all exact integers.
     """
-    kind, source = self.array.dtype, generator or current_generator()
+    kind, source = self.array.dtype, _source(self, generator)
     if kind.kind == "c":
         raise DtypeNotImplemented(f"random_({self._brief()}): not implemented for {kind}")
     if from_ == 0 and to is None:
@@ -609,7 +629,7 @@ def random_(
 
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill this tensor with samples of the exponential distribution with rate ``lambd``."""
-    kind, source = _float_kind(self, "exponential_"), generator or current_generator()
+    kind, source = _float_kind(self, "exponential_"), _source(self, generator)
     if not lambd > 0:
         raise ShapeError(
             f"exponential_({self._brief()}): exponential_ expects lambda > 0.0, "
@@ -622,7 +642,7 @@ def cauchy_(
     self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill this tensor with samples of the Cauchy distribution."""
-    kind, source = _float_kind(self, "cauchy_"), generator or current_generator()
+    kind, source = _float_kind(self, "cauchy_"), _source(self, generator)
     if not sigma > 0:
         raise ShapeError(
             f"cauchy_({self._brief()}): cauchy_ expects sigma > 0.0, but found sigma={sigma}"
@@ -630,14 +650,15 @@ def cauchy_(
 
     def draw(shape: Shape) -> Array:
         u = source.uniform(shape, numpy.dtype("float64"))
-        return (median + sigma * numpy.tan(numpy.pi * (u - 0.5))).astype(kind)
+        angle = numpy.pi * (u - 0.5)
+        return (median + sigma * array_namespace(u).tan(angle)).astype(kind)
 
     return _fill(self, "cauchy_", draw)
 
 
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     """Fill this tensor with numbers of trials up to the first success of probability ``p``."""
-    kind, source = self.array.dtype, generator or current_generator()
+    kind, source = self.array.dtype, _source(self, generator)
     if kind.kind in "bc":
         raise DtypeNotImplemented(f"geometric_({self._brief()}): not implemented for {kind}")
     if not 0 < p < 1:
@@ -647,7 +668,8 @@ def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) ->
 
     def draw(shape: Shape) -> Array:
         u = source.uniform(shape, numpy.dtype("float64"))
-        return numpy.ceil(numpy.log(u) / numpy.log1p(-p)).astype(kind)
+        xp = array_namespace(u)
+        return xp.ceil(xp.log(u) / numpy.log1p(-p)).astype(kind)
 
     return _fill(self, "geometric_", draw)
 

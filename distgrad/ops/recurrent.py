@@ -157,7 +157,7 @@ def rnn_sequence(
     output, state, turned = xp.copy(input), xp.copy(hx), weight.T
     for start, end, rows in _spans(batch_sizes, reverse):
         now = output[start:end]
-        now += xp.matmul(state[:rows], turned)
+        xp.gemm(state[:rows], turned, None, now, True)
         if nonlinearity == "tanh":
             xp.tanh(now, out=now)
         else:
@@ -268,7 +268,7 @@ def lstm_sequence(
     output = xp.empty((len(gates), h.shape[-1]), gates.dtype)
     for start, end, rows in _spans(batch_sizes, reverse):
         now, cell, out = gates[start:end], cells[start:end], output[start:end]
-        now += xp.matmul(h[:rows], turned)
+        xp.gemm(h[:rows], turned, None, now, True)
         xp.tanh(now, out=now)
         now *= scale
         now += shift
@@ -321,7 +321,7 @@ def _gru_backward(
             blocks = part.reshape(rows, 3, size)
             blocks *= now[:, None]
         now *= z[start:end]
-        now += xp.matmul(d_own[start:end], weight)
+        xp.gemm(d_own[start:end], weight, None, now, True)
     d_weight = xp.matmul(d_own.T, before) if needs[2] else None
     d_bias = xp.add.reduce(d_own, axis=0) if bias is not None and needs[3] else None
     return d_input, carried, d_weight, d_bias
@@ -364,9 +364,7 @@ def gru_sequence(
     output, fresh = (xp.empty((len(gates), size), gates.dtype) for _ in range(2))
     for start, end, rows in _spans(batch_sizes, reverse):
         now, state, out = gates[start:end], h[:rows], output[start:end]
-        own = xp.matmul(state, turned)
-        if offset is not None:
-            own += offset
+        own = xp.gemm(state, turned, offset)
         fresh[start:end] = own[:, 2 * size :]
         both, n = now[:, : 2 * size], now[:, 2 * size :]
         both += own[:, : 2 * size]

@@ -111,7 +111,7 @@ def clone(xp: Namespace, input: Tensor, *, memory_format: Any = None) -> Array:
     samples=[],
     method=False,
     node="ToCopyBackward0",
-    d_input=lambda F, g, input: _cast_back(F, g, dtype_of(input)),
+    d_input=lambda F, g, input_dtype: _cast_back(F, g, input_dtype),
 )
 def to_dtype(xp: Namespace, input: Tensor, dtype: Any) -> Array:
     """Return a copy in another dtype (a ``numpy.dtype``)."""
@@ -166,7 +166,7 @@ def fill(xp: Namespace, input: Tensor, value: TensorLike) -> Array:
     node="CopyBackwards",
     reference=lambda torch, x, src: x.clone().copy_(src),
     d_input=lambda F, g: F.zero(g),
-    d_src=lambda F, g, src: F.to_dtype(g, dtype_of(src)),
+    d_src=lambda F, g, src_dtype: F.to_dtype(g, src_dtype),
 )
 def copy(xp: Namespace, input: Tensor, src: TensorLike, non_blocking: bool = False) -> Array:
     """Return ``src`` in the shape and dtype of ``input``."""

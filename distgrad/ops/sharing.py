@@ -12,7 +12,8 @@ from typing import Any
 import numpy
 
 from distgrad.autograd.declare import as_method, as_property
-from distgrad.backend.device import cuda_in_use, cupy_module
+from distgrad.backend import pinned
+from distgrad.backend.device import cuda_in_use
 from distgrad.backend.dtype import as_numpy, from_numpy
 from distgrad.errors import ArgumentError, DeviceError
 from distgrad.tensor import Tensor, wrap
@@ -133,18 +134,12 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
         )
     if is_pinned(self):
         return self
-    cupy = cupy_module(f"pin_memory({self._brief()})")
-    memory = cupy.cuda.alloc_pinned_memory(max(1, self.nbytes))
-    array = numpy.frombuffer(memory, self.array.dtype, self.numel()).reshape(self.array.shape)
-    array[...] = self.array
-    out = wrap(array)
-    out._pinned = memory  # type: ignore[attr-defined]
-    return out
+    return wrap(pinned.copied(self.array, f"pin_memory({self._brief()})"))
 
 
 def is_pinned(self: Tensor, device: Any = None) -> bool:
-    """Return whether ``pin_memory`` made this tensor."""
-    return getattr(self, "_pinned", None) is not None
+    """Return whether the elements lie in page-locked memory."""
+    return pinned.is_pinned(self.array)
 
 
 def record_stream(self: Tensor, stream: Any) -> None:

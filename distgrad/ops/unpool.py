@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, given, real
+from distgrad.backend.forms import device_form
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, explain
 from distgrad.ops.checks import demand_floating
 from distgrad.ops.pool import Ints, each_size
@@ -33,11 +35,22 @@ def _flat_places(xp: Namespace, indices: Array, size: Shape) -> Array:
     reference="none",
     d_input=lambda F, g, indices, size: F.unpool_transposed(g, indices, len(size)),
 )
-def unpool(xp: Namespace, input: Tensor, indices: Tensor, size: Shape) -> Array:
-    """Return zeros of ``size`` in the last dimensions, with each element put to its place."""
-    out = xp.zeros((*input.shape[: -len(size)], *size), input.dtype)
+def unpool(
+    xp: Namespace, input: Tensor, indices: Tensor, size: Shape, windows: Any = None
+) -> Array:
+    """Return zeros of ``size`` in the last dimensions, with each element put to its place.
+
+    Args:
+        windows: as in ``unpool_sum``.
+    """
+    return _unpool(xp, input, indices, size, windows)
+
+
+@device_form
+def _unpool(xp: Namespace, x: Array, indices: Array, size: Shape, windows: Any) -> Array:
+    out = xp.zeros((*x.shape[: -len(size)], *size), x.dtype)
     places = _flat_places(xp, indices, size)
-    out.reshape(-1)[places.reshape(-1)] = xp.reshape(input, -1)
+    out.reshape(-1)[places.reshape(-1)] = xp.reshape(x, -1)
     return out
 
 
@@ -48,11 +61,23 @@ def unpool(xp: Namespace, input: Tensor, indices: Tensor, size: Shape) -> Array:
     reference="none",
     d_input=lambda F, g, indices, size: F.unpool_transposed(g, indices, len(size)),
 )
-def unpool_sum(xp: Namespace, input: Tensor, indices: Tensor, size: Shape) -> Array:
-    """Return zeros of ``size`` in the last dimensions, with each element added to its place."""
-    out = xp.zeros((*input.shape[: -len(size)], *size), input.dtype)
+def unpool_sum(
+    xp: Namespace, input: Tensor, indices: Tensor, size: Shape, windows: Any = None
+) -> Array:
+    """Return zeros of ``size`` in the last dimensions, with each element added to its place.
+
+    Args:
+        windows: kernel, stride, padding and dilation, if the places come from pooling: each lies
+            in its window, which lets a GPU gather what the CPU scatters.
+    """
+    return _unpool_sum(xp, input, indices, size, windows)
+
+
+@device_form
+def _unpool_sum(xp: Namespace, x: Array, indices: Array, size: Shape, windows: Any) -> Array:
+    out = xp.zeros((*x.shape[: -len(size)], *size), x.dtype)
     places = _flat_places(xp, indices, size)
-    xp.add_at(out.reshape(-1), places.reshape(-1), xp.reshape(input, -1))
+    xp.add_at(out.reshape(-1), places.reshape(-1), xp.reshape(x, -1))
     return out
 
 
@@ -73,7 +98,7 @@ def unpool_transposed(xp: Namespace, input: Tensor, indices: Tensor, dims: int) 
 
 
 # ---------------------------------------------------------------------- public
-def _unpool(
+def _unpooled(
     dims: int, input: Tensor, indices: Tensor, kernel_size: Ints, stride: Ints | None,
     padding: Ints, output_size: Sequence[int] | None,
 ) -> Tensor:  # fmt: skip
@@ -144,7 +169,7 @@ def max_unpool1d(
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Return zeros with the maxima put back to the places that ``max_pool1d`` returned."""
-    return _unpool(1, input, indices, kernel_size, stride, padding, output_size)
+    return _unpooled(1, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(
@@ -156,7 +181,7 @@ def max_unpool2d(
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Return zeros with the maxima put back to the places that ``max_pool2d`` returned."""
-    return _unpool(2, input, indices, kernel_size, stride, padding, output_size)
+    return _unpooled(2, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(
@@ -168,4 +193,4 @@ def max_unpool3d(
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Return zeros with the maxima put back to the places that ``max_pool3d`` returned."""
-    return _unpool(3, input, indices, kernel_size, stride, padding, output_size)
+    return _unpooled(3, input, indices, kernel_size, stride, padding, output_size)

@@ -29,7 +29,8 @@ class Adam(Optimizer):
         eps: added to the root.
         weight_decay: factor of the penalty on squared weights.
         amsgrad: divide by the largest average so far.
-        foreach, capturable, fused: accepted; updates are as flat as the parameters' memory allows.
+        foreach, fused: accepted; updates are as flat as the parameters' memory allows.
+        capturable: count steps on the GPU, as captured steps do by themselves.
         maximize: go up instead of down.
         differentiable: must be False.
         decoupled_weight_decay: decay the weights themselves, as ``AdamW``.
@@ -210,7 +211,8 @@ class RAdam(Optimizer):
         eps: added to the root.
         weight_decay: factor of the penalty on squared weights.
         decoupled_weight_decay: decay the weights themselves.
-        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
+        foreach: accepted; updates are as flat as the parameters' memory allows.
+        capturable: count steps on the GPU, as captured steps do by themselves.
         maximize: go up instead of down.
         differentiable: must be False.
     """
@@ -263,7 +265,8 @@ class Adamax(Optimizer):
         betas: decay of the average of the gradient and of the largest gradient.
         eps: added to the gradient's size.
         weight_decay: factor of the penalty on squared weights.
-        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
+        foreach: accepted; updates are as flat as the parameters' memory allows.
+        capturable: count steps on the GPU, as captured steps do by themselves.
         maximize: go up instead of down.
         differentiable: must be False.
     """

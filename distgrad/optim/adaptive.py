@@ -73,7 +73,8 @@ class Adadelta(Optimizer):
         rho: decay of the averages.
         eps: added under the roots.
         weight_decay: factor of the penalty on squared weights.
-        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
+        foreach: accepted; updates are as flat as the parameters' memory allows.
+        capturable: count steps on the GPU, as captured steps do by themselves.
         maximize: go up instead of down.
         differentiable: must be False.
     """
@@ -123,7 +124,8 @@ class RMSprop(Optimizer):
         weight_decay: factor of the penalty on squared weights.
         momentum: what is kept of earlier steps.
         centered: divide by the estimated standard deviation instead.
-        foreach, capturable: accepted; updates are as flat as the parameters' memory allows.
+        foreach: accepted; updates are as flat as the parameters' memory allows.
+        capturable: count steps on the GPU, as captured steps do by themselves.
         maximize: go up instead of down.
         differentiable: must be False.
     """

@@ -15,10 +15,13 @@ import numpy
 
 from distgrad.autograd.graph import Removable
 from distgrad.autograd.mode import enable_grad, no_grad
+from distgrad.backend import capture as captures
+from distgrad.backend import numpy_backend
 from distgrad.backend.device import device_of, to_device
 from distgrad.distributed.spread import spread_of
 from distgrad.errors import ArgumentError, ArgumentTypeError, ConflictError
 from distgrad.optim import rules
+from distgrad.optim.device_steps import device_steps
 from distgrad.optim.runs import Decay, Plan, flatten_parameters, scalar
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array
@@ -49,6 +52,15 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         if "_optimizer_step_pre_hooks" not in self.__dict__:  # stands for one, as proxies do
             return step(self, *args, **kwargs)
+        own = type(self)._step_group is not Optimizer._step_group
+        if own or step.__qualname__ != "Optimizer.step":
+            captures.refuse(
+                f"{type(self).__name__}.step()",
+                "the host works out the numbers of each step",
+                "take an optimizer with a kernel, such as AdamW or SGD",
+            )
+            if self.found_inf is not None and bool(self.found_inf):  # the host has to know
+                return None
         for hook in (*_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
             new = hook(self, args, kwargs)
             if new is not None:
@@ -95,6 +107,7 @@ class Optimizer:
     param_groups: list[Group]
     state: defaultdict[Tensor, dict[str, Any]]
     _opt_called = False  # schedulers look at it
+    found_inf: Array | None = None  # a gradient scaler's, while it steps: not 0 leaves a step out
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -251,7 +264,14 @@ class Optimizer:
         params = [p for p in group["params"] if p.grad is not None]
         plan, slots = self._plans.get(index), self._slots(group)
         if plan is None or not plan.fits(params, self.state, slots):
+            captures.refuse(
+                f"{type(self).__name__}.step()",
+                "it lays out its state for these parameters and gradients",
+                "take a step with the same ones before the capture",
+            )
             plan = self._plans[index] = Plan(params, self.state, slots, self._numbers(group))
+        if plan.runs and plan.runs[0].xp is not numpy_backend and self._step_on_gpu(plan, group):
+            return
         options = options_of(group)
         decay, rule, of_step = self._decay_of(options), None, 0
         for run in plan.runs:
@@ -264,6 +284,23 @@ class Optimizer:
             if rule is None or step != of_step or len(run.scalars) > 1:
                 rule, of_step = self._rule(options, step, run.scalars), step
             run.apply(rule, decay, options.get("maximize", False))
+
+    def _step_on_gpu(self, plan: Plan, group: Group) -> bool:
+        """Update parameters by a kernel; return False where there is none for them."""
+        if plan.device is None:
+            own = type(self)._rule is Optimizer._rule
+            found = device_steps(self, plan, self._decay(group)) if own else None
+            plan.device = False if found is None else found
+        if plan.device is False:
+            captures.refuse(
+                f"{type(self).__name__}.step()",
+                "the host works out the numbers of each step",
+                "take an optimizer with a kernel, such as AdamW or SGD, over real parameters",
+            )
+            return self.found_inf is not None and bool(self.found_inf)  # the host has to know
+        decoupled = self._decay(group) is rules.shrunk
+        plan.device.step(group, decoupled, self.found_inf)
+        return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of all parameters, or fill them with zeros."""

@@ -47,10 +47,7 @@ class Run:
 
     def apply(self, rule: Rule, decay: Decay | None, maximize: bool) -> None:
         """Run the rule over the parameters and note that they changed."""
-        p, state = self.array, self.state
-        g = self.grad
-        if g is None:
-            g = _flat(self.params[0].grad.array, p.ndim)  # type: ignore[union-attr]
+        p, state, g = self.array, self.state, gradient_of(self)
         if self.xp is not numpy_backend or p.ndim != 1 or p.size <= BLOCK:
             update(self.xp, p, g, state, rule, decay, maximize)
         else:
@@ -79,10 +76,17 @@ def update(
     rule(xp, p, g, state)
 
 
+def gradient_of(run: Run) -> Array:
+    """Return the gradient that a run is updated with now."""
+    if run.grad is not None:
+        return run.grad
+    return _flat(run.params[0].grad.array, run.array.ndim)  # type: ignore[union-attr]
+
+
 class Plan:
     """The runs of one parameter group, valid while memory and gradients stay where they are."""
 
-    __slots__ = ("arrays", "entries", "grads", "params", "runs", "slots", "values")
+    __slots__ = ("arrays", "device", "entries", "grads", "params", "runs", "slots", "values")
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Plan:
         scalars: dict[str, float],
     ) -> None:
         self.params, self.slots = params, slots
+        self.device: Any = None  # its `DeviceSteps`, False where it has none
         self.arrays = [p.array for p in params]
         fresh = fill(params, states, slots, scalars)
         self.entries = [states[p] for p in params] if slots or scalars else []

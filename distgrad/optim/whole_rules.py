@@ -199,9 +199,9 @@ def orthogonal(
         x = x.T
     x = _rounded(xp, x / xp.maximum(_rounded(xp, _norm(xp, x)), eps))
     for _ in range(steps):
-        gram = _rounded(xp, x @ x.T)
-        polynomial = _rounded(xp, b * gram + c * (gram @ gram))
-        x = _rounded(xp, a * x + polynomial @ x)
+        gram = _rounded(xp, xp.matmul(x, x.T))
+        polynomial = _rounded(xp, b * gram + c * xp.matmul(gram, gram))
+        x = _rounded(xp, a * x + xp.matmul(polynomial, x))
     return x.T if tall else x
 
 

@@ -9,8 +9,9 @@ Note [Pieces]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,12 +25,15 @@ from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
 from distgrad.distributed.reducer import Reducer, reducer_of
 from distgrad.distributed.sharded import ShardedReducer
+from distgrad.distributed.shrink import agree
 from distgrad.distributed.spread import spread_of
 from distgrad.distributed.work import HostArray
-from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError
+from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError, RankLost
+from distgrad.optim.mirror import Mirror, Rescue, distance, holders, state_of
 from distgrad.optim.optimizer import Closure, Group, Optimizer, Params
 from distgrad.tensor import Tensor, shared_of, wrap
 
+Held: TypeAlias = dict[int, dict[str, HostArray]]  # state by the parameters' numbers
 _OWN = ("params", "param_names")  # of a group, and no options
 
 
@@ -53,11 +57,18 @@ class Piece:
         self.leaf.requires_grad_(param.requires_grad)
         self._source: Any = None
 
-    def take_gradient(self) -> None:
-        """Let the leaf's gradient be this part of the parameter's."""
+    def take_gradient(self, mirror: Mirror | None = None) -> None:
+        """Let the leaf's gradient be this part of the parameter's.
+
+        Args:
+            mirror: has the piece, if it is another rank's.
+        """
         reducer = reducer_of(self.param)
         if isinstance(reducer, ShardedReducer) and self.param.grad is None:
-            array = reducer.piece(self.param)
+            if mirror is None:
+                array = reducer.piece(self.param)
+            else:
+                array = mirror.lent(self, reducer.has_gradient(self.param))
             if array is None:
                 self.leaf.grad = self._source = None
             elif array.base is not self._source:
@@ -111,9 +122,9 @@ class Layout:
             names = [f"parameter {self.numbers[id(p)]}" for p in params]
             self.own.append(Flat(len(self.own), params, names, self.group.size))
 
-    def pieces(self) -> dict[int, Piece]:
-        """Return this rank's pieces by the parameters' numbers."""
-        found, mine = {}, self.ranges[self.group.rank]
+    def pieces(self, rank: int) -> dict[int, Piece]:
+        """Return the pieces of a rank by the parameters' numbers."""
+        found, mine = {}, self.ranges[rank]
         for flat in self.flats:
             for p, span in zip(flat.params, flat.spans, strict=True):
                 number = self.numbers.get(id(p), -1)
@@ -145,6 +156,9 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         overlap_with_ddp: let ``step`` return while parameters of other ranks are on their way. The
             modules inside DistributedDataParallel wait for theirs before their forward and in
             ``state_dict``; whoever reads parameters elsewhere calls ``wait`` first.
+        redundant: keep a copy of each rank's state on another rank, so that `rebuild` can go on
+            without one that was lost; see Note [Copies] in `distgrad.optim.mirror`. Call `prepare`
+            before the ranks vote for a step.
         **defaults: options of ``optimizer_class``.
 
     With uneven numbers of batches, ``model.join()`` or ``Join([model, optimizer])`` is the block
@@ -171,12 +185,15 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         process_group: ProcessGroup | None = None,
         parameters_as_bucket_view: bool = False,
         overlap_with_ddp: bool = False,
+        *,
+        redundant: bool = False,
         **defaults: Any,
     ) -> None:
         """Lay out the parameters and take options; state is made by the first step."""
         _check_class(optimizer_class)
         self.optimizer_class, self.overlap_with_ddp = optimizer_class, overlap_with_ddp
-        self._given = defaults
+        self._given, self.redundant = defaults, redundant
+        self._mirror: Mirror | None = None
         self._inner: Optimizer | None = None
         self._own: list[Flat] = []
         self._consolidated = False
@@ -221,8 +238,13 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             self._lay_out_anew()
 
     # ------------------------------------------------------------------ pieces
-    def _build(self, entries: dict[int, dict[str, HostArray]]) -> None:
-        """Make the pieces and their optimizer, with the state of this rank's ranges."""
+    def _build(self, entries: Held, copies: Held | None = None) -> None:
+        """Make the pieces and their optimizer, with the state of this rank's ranges.
+
+        Args:
+            entries: the state.
+            copies: the state of the rank whose copy this one keeps; by default that rank sends it.
+        """
         params = self._params()
         self._layout = Layout(params, self.process_group, self._own)
         for reducer in self._layout.reducers.values():
@@ -231,33 +253,123 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                     f"ZeroRedundancyOptimizer(): process_group has {self.process_group.size} ranks "
                     f"and that of DistributedDataParallel {reducer.group.size}; give both the same"
                 )
-        self.pieces = self._layout.pieces()
         for p in params:
             if (its := reducer_of(p)) is not None:
                 its.follow(p, self)
+        group = self.process_group
+        self.pieces, self._inner = self._made(group.rank, entries)
+        if self.redundant and distance(group):
+            owner, ranges = self._mirrored(group, group.rank), self._layout.ranges
+            if copies is None:
+                state = Rescue(group, list(enumerate(ranges)), {group.rank: self._set})
+                copies = state.state(self._copied(group, ranges))
+            self._mirror = Mirror(group.channel("control"), owner, *self._made(owner, copies))
+        else:
+            self._mirror = None
+
+    def _made(self, rank: int, entries: Held) -> tuple[dict[int, Piece], Optimizer]:
+        """Return the pieces of a rank and their optimizer, with their state."""
+        pieces = self._layout.pieces(rank)
         groups, number = [], 0
         for group in self.param_groups:
             numbers = range(number, number + len(group["params"]))
-            leaves = [self.pieces[n].leaf for n in numbers if n in self.pieces]
+            leaves = [pieces[n].leaf for n in numbers if n in pieces]
             options = {k: v for k, v in group.items() if k not in _OWN}
             groups.append({**options, "params": leaves})
             number = numbers.stop
-        self._inner = self.optimizer_class(groups, **self._given)
+        inner = self.optimizer_class(groups, **self._given)
         for number, row in entries.items():
-            leaf = self.pieces[number].leaf
+            leaf = pieces[number].leaf
             device = device_of(leaf.array)
-            self._inner.state[leaf] = {
+            inner.state[leaf] = {
                 name: wrap(array if not array.ndim else to_device(array, device))
                 for name, array in row.items()
             }
+        return pieces, inner
+
+    @property
+    def _set(self) -> tuple[dict[int, Piece], Optimizer]:
+        """This rank's pieces and their optimizer."""
+        assert self._inner is not None
+        return self.pieces, self._inner
+
+    @staticmethod
+    def _mirrored(group: ProcessGroup, rank: int) -> int:
+        """Return the rank whose copy ``rank`` keeps."""
+        return (rank - distance(group)) % group.size
+
+    def _copied(self, group: ProcessGroup, ranges: Sequence[Ranges]) -> list[Ranges]:
+        """Return for each rank the ranges of which it keeps a copy."""
+        return [ranges[self._mirrored(group, rank)] for rank in range(group.size)]
 
     def _lay_out_anew(self) -> None:
         """Follow buckets that have moved, and new parameters, with the state there is."""
-        old, entries = self._layout.ranges, self.local_state()
-        new = Layout(self._params(), self.process_group, self._own)
-        control = self.process_group.channel("control")
-        got = redistribute(control, old, new.ranges, entries)
-        self._build({number: row for number, row in got.items() if row})
+        group, old = self.process_group, self._layout.ranges
+        new = Layout(self._params(), group, self._own).ranges
+        state = Rescue(group, list(enumerate(old)), {group.rank: self._set})
+        self._take(group, state, new)
+
+    def _take(self, group: ProcessGroup, state: Rescue, ranges: Sequence[Ranges]) -> None:
+        """Build anew with the state of other ranges.
+
+        Raises:
+            RankLost: a rank has ended; nothing has changed here.
+        """
+        entries, copies = state.state(ranges), None
+        if self.redundant:  # no rank shall have the new ranges while others have the old ones
+            if distance(group):
+                copies = state.state(self._copied(group, ranges))
+            if not agree(group):
+                raise RankLost("a rank has ended while the optimizer was laid out anew; shrink()")
+        self.process_group = group
+        self._build(entries, copies)
+
+    def rebuild(self, group: ProcessGroup | None = None) -> None:
+        """Go on with the ranks that `distgrad.distributed.shrink` has left.
+
+        The state and the values of what lost ranks owned come from their copies. Call it behind
+        ``rebuild`` of DistributedDataParallel, once all ranks have made the same updates.
+
+        Args:
+            group: default is that of DistributedDataParallel, or the default group.
+
+        Raises:
+            JobLost: both ranks that had some state are lost, or none had a copy.
+            RankLost: one more has ended; nothing has changed here.
+
+        Ranks: all that are left.
+        """
+        group = group or _group_of(self._params())
+        former, ranges = self.process_group, self._layout.ranges
+        having = holders(former.origins, distance(former) * self.redundant, group.origins)
+        sets: dict[int, tuple[Any, Optimizer]] = {former.rank: self._set}
+        if self._mirror is not None:
+            sets[self._mirror.owner] = self._mirror.pieces, self._mirror.inner
+        rescue = Rescue(group, list(zip(having, ranges, strict=True)), sets)
+        rescue.bring_values(self._params())
+        before, self._own = self._own, []
+        try:
+            self._take(group, rescue, Layout(self._params(), group, self._own).ranges)
+        except RankLost:
+            self._own = before
+            raise
+        self._gathering = Gathering(group.channel("control"), None)
+        self._drop_consolidated()
+        if self.overlap_with_ddp:
+            self._guard()
+
+    def prepare(self) -> None:
+        """Do all of a step that needs other ranks: before the vote after which `step` cannot fail.
+
+        Ranks: all, between backward and ``step``, once gradients are as ``step`` shall find them.
+        """
+        self.wait()
+        self._follow_buckets()
+        if self._mirror is None:
+            return
+        for reducer in self._layout.reducers.values():
+            if isinstance(reducer, ShardedReducer):
+                self._mirror.exchange(reducer.buckets)
 
     # ------------------------------------------------------------------ the step
     def step(self, closure: Closure | None = None) -> Any:
@@ -326,15 +438,21 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                 reducer.declare(group["params"][0], f"{head}: {options}")
 
     def _update(self) -> None:
-        inner = self._inner
-        assert inner is not None
-        for piece in self.pieces.values():
+        assert self._inner is not None
+        self._update_pieces(self.pieces, self._inner, None)
+        if self._mirror is not None:
+            self._update_pieces(self._mirror.pieces, self._mirror.inner, self._mirror)
+
+    def _update_pieces(
+        self, pieces: Mapping[int, Piece], inner: Optimizer, mirror: Mirror | None
+    ) -> None:
+        for piece in pieces.values():
             if piece.param.array.base is not piece.flat.values:
                 raise DistributedError(
                     "step(): a parameter's memory is no longer where DistributedDataParallel or "
                     "ZeroRedundancyOptimizer laid it out; move and convert modules before both"
                 )
-            piece.take_gradient()
+            piece.take_gradient(mirror)
         with no_grad():
             for index, (group, mine) in enumerate(
                 zip(self.param_groups, inner.param_groups, strict=True)
@@ -358,9 +476,10 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             reducer.gathering.start(flat for flat in changed if id(flat) in buckets)
             reducer.spent = True
         own = {id(flat) for flat in self._own}
-        self._gathering.start(flat for flat in changed if id(flat) in own)
-        if not self.overlap_with_ddp:
-            self.wait()
+        with suppress(*([RankLost] if self.redundant else [])):  # this rank has made the step
+            self._gathering.start(flat for flat in changed if id(flat) in own)
+            if not self.overlap_with_ddp:
+                self.wait()
 
     def wait(self) -> None:
         """Return when all parameters are whole."""
@@ -401,12 +520,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
     def local_state(self) -> dict[int, dict[str, HostArray]]:
         """Return the state of these elements, for parameters that have some."""
         assert self._inner is not None
-        found: dict[int, dict[str, HostArray]] = {}
-        for number, piece in self.pieces.items():
-            state = self._inner.state.get(piece.leaf)
-            if state:
-                found[number] = {name: to_device(t.array, CPU) for name, t in state.items()}
-        return found
+        return state_of(self.pieces, self._inner)
 
     def load_local_state(
         self, param_groups: list[Group], entries: dict[int, dict[str, HostArray]]

@@ -42,14 +42,18 @@ def _made(x: Any, i: Any, m: Any) -> Any:
 
 
 def _drawn(x: Any, i: Any, m: Any) -> Any:
+    """Return what has the same value whatever was drawn: devices draw other numbers."""
     p = x.detach().sigmoid()
-    return (
+    drawn = [
         dg.rand_like(x), dg.randn_like(x), dg.randint(0, 5, (3,), device=x.device),
         dg.randperm(6, device=x.device), dg.bernoulli(p), dg.multinomial(p, 2), dg.normal(p, p),
         p.clone().uniform_(), p.clone().normal_(), p.clone().exponential_(),
         p.clone().bernoulli_(p), F.dropout(x, 0.5), F.alpha_dropout(x, 0.5, True),
-        F.rrelu(x, training=True),
-    )  # fmt: skip
+        F.rrelu(x, training=True), p.clone().cauchy_(), p.clone().log_normal_(),
+        p.clone().geometric_(0.5), F.dropout2d(m, 0.5), F.gumbel_softmax(x),
+    ]  # fmt: skip
+    assert all(t.device == x.device for t in drawn)
+    return [t.detach() * 0 for t in drawn]
 
 
 def _layers(x: Any, i: Any, m: Any) -> Any:

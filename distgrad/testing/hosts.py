@@ -1,11 +1,13 @@
 """Hosts on one Linux machine: network namespaces behind a switch of limited rate and with latency.
 
 Needs root, ``ip`` and ``tc``; for latency also a C compiler, because few kernels have netem:
-``switch.c`` beside this file is a switch that holds every packet back.
+``switch.c`` beside this file is a switch that holds every packet back.  The hosts share this
+machine's files and processes; only the network is theirs.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,10 +17,19 @@ from pathlib import Path
 from types import TracebackType
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
+ROOT = HERE.parent.parent  # where the package lies
 NET = "10.78.0."
 LAUNCHER = 254  # where mpirun runs
 MTU = 60000  # the kernel pays for packets on the ranks' own cores, where network cards cut them
+_ENTER = """#!/bin/sh
+# What ssh is on real hosts: enter HOST COMMAND...; a host without its network cannot be entered.
+while [ "${{1#-}}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done
+host={mark}h${{1##*.}}; shift
+ip -n "$host" link show eth0 2>/dev/null | grep -q "state UP" || {{
+    echo "ssh: connect to host port 22: No route to host" >&2; exit 255; }}
+exec ip netns exec "$host" sh -c "$*"
+"""
+_COUNT = itertools.count()
 
 
 def sh(command: str) -> None:
@@ -39,10 +50,18 @@ class Hosts:
 
     def __init__(self, count: int, mbit: float = 0.0, delay_us: float = 0.0) -> None:
         self.count, self.mbit, self.delay_us = count, mbit, delay_us
-        self.mark = f"dg{os.getpid()}"
+        self.mark = f"dg{os.getpid()}x{next(_COUNT)}"
         self.switch: subprocess.Popen[str] | None = None
         self.folder = tempfile.TemporaryDirectory(prefix="distgrad-hosts-")
         self.numbers = [*range(1, count + 1), LAUNCHER]
+        self.ssh = f"{self.folder.name}/enter"  # a program that does what ssh does
+        self.addresses = [f"{NET}{number}" for number in self.numbers[:-1]]
+        self.outside = ["ip", "netns", "exec", f"{self.mark}h{LAUNCHER}"]  # words to run mpirun by
+        self.environ = {
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "UCX_TLS": "tcp,self",
+            "UCX_NET_DEVICES": "eth0", "FI_PROVIDER": "tcp", "HYDRA_IFACE": "eth0",
+            "OMPI_MCA_btl_tcp_if_include": "eth0", "PRTE_MCA_prte_if_include": "eth0",
+        }  # fmt: skip
 
     def __enter__(self) -> Hosts:
         self._remove()
@@ -54,12 +73,8 @@ class Hosts:
             sh(f"ip -n {self.mark}s link set br0 up")
         for port, number in enumerate(self.numbers, 1):
             self._add(port, number)
-        script = Path(self.folder.name, "enter")
-        script.write_text(
-            '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nhost=${1##*.}; shift\n'
-            f'exec ip netns exec {self.mark}h$host sh -c "$*"\n'
-        )
-        script.chmod(0o755)
+        Path(self.ssh).write_text(_ENTER.format(mark=self.mark))
+        Path(self.ssh).chmod(0o755)
         return self
 
     def _start_switch(self) -> None:
@@ -91,17 +106,12 @@ class Hosts:
 
     def run(self, ranks: int, words: list[str], timeout_s: float = 300.0) -> str:
         """Run ``ranks`` ranks, one on each host, and return what they print."""
-        hosts = ",".join(f"{NET}{number}" for number in self.numbers[:ranks])
         mpirun = Path(sys.executable).with_name("mpirun")
         command = [
-            "ip", "netns", "exec", f"{self.mark}h{LAUNCHER}", str(mpirun), "-n", str(ranks),
-            "-launcher", "ssh", "-launcher-exec", f"{self.folder.name}/enter", "-iface", "eth0",
-            "-hosts", hosts, *words,
+            *self.outside, str(mpirun), "-n", str(ranks), "-launcher", "ssh", "-launcher-exec",
+            self.ssh, "-hosts", ",".join(self.addresses[:ranks]), *words,
         ]  # fmt: skip
-        environ = os.environ | {
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "UCX_TLS": "tcp,self",
-            "UCX_NET_DEVICES": "eth0", "FI_PROVIDER": "tcp",
-        }  # fmt: skip
+        environ = os.environ | self.environ
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, timeout=timeout_s,
             stdin=subprocess.DEVNULL,
@@ -138,7 +148,9 @@ def possible() -> bool:
     return made.returncode == 0
 
 
-if __name__ == "__main__":  # a look at what a network does: python benchmarks/namespaces.py 100 500
+if (
+    __name__ == "__main__"
+):  # a look at what a network does: python -m distgrad.testing.hosts 100 500
     rate, delay = (float(word) for word in (*sys.argv[1:], "0", "0")[:2])
     with Hosts(2, rate, delay) as hosts:
         began = time.perf_counter()

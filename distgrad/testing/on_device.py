@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 
 import distgrad as dg
-from distgrad import nn
+from distgrad import func, nn
+from distgrad.backend import philox
 from distgrad.backend.device import CPU, device
+from distgrad.backend.random import default_generator
 from distgrad.distributed import ProcessGroup, run_ranks
 from distgrad.errors import DeviceError, DistgradError
 from distgrad.nn import functional as F
@@ -138,9 +141,17 @@ def check_training(model: str, optimizer: str, place: device) -> None:
     )
 
 
+def _without_dropout(net: nn.Module) -> nn.Module:
+    """Return ``net``, whose random numbers would be others on another device, without them."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
 def _trained(model: str, optimizer: str, place: device) -> list[float]:
     dg.manual_seed(0)
-    net = MODELS[model]().double().to(place)
+    net = _without_dropout(MODELS[model]()).double().to(place)
     rule = OPTIMIZERS[optimizer](net.parameters())
     rng = np.random.default_rng(0)
     seen = []
@@ -232,6 +243,79 @@ def _parallel(group: ProcessGroup, model: str, reduction: str, place: device) ->
         rule.step()
     assert len(ddp.reducer.buckets) > 1
     return [float(v) for v in (*seen, *(p.sum() for p in net.parameters()))]
+
+
+# ---------------------------------------------------------------------- random numbers
+def check_random(place: device) -> None:
+    """Check that a device draws what its key says, anew after a seed, and otherwise each time."""
+    n = 10_007
+    dg.manual_seed(5)
+    key = default_generator.ticket()
+    dg.manual_seed(5)
+    uniform, after = dg.rand(n, device=place), dg.rand(n, device=place)
+    bits = philox.words(n, key)
+    np.testing.assert_array_equal(uniform.tolist(), (bits >> 8) * 2.0**-24)
+    assert not bool((uniform == after).any())
+    dg.manual_seed(5)
+    normal = dg.randn(n, device=place)
+    numbers = (((bits >> 8).astype("f4") * np.float32(2**-24))[: n - 1]).reshape(-1, 2)
+    radius = np.sqrt(-2 * np.log1p(-numbers[:, 0].astype("f8")))
+    want = radius * np.cos(2 * np.pi * numbers[:, 1].astype("f8"))
+    np.testing.assert_allclose(normal.cpu().numpy()[: n - 1 : 2], want, atol=3e-6)
+    dg.manual_seed(5)
+    whole = dg.randint(-3, 9, (n,), device=place)
+    assert (int(whole.min()), int(whole.max())) == (-3, 8) and whole.dtype == dg.int64
+    assert sorted(dg.randperm(100, device=place).tolist()) == list(range(100))
+    assert abs(float(dg.empty(n, device=place).exponential_(4.0).mean()) - 0.25) < 0.01
+    assert abs(float(dg.empty(n, device=place).bernoulli_(0.3).mean()) - 0.3) < 0.02
+
+
+def check_dropout(place: device) -> None:
+    """Check dropout and its gradient, and that a saved state brings the same choice again."""
+    for kind, size in ((dg.float32, 10_007), (dg.bfloat16, 4096), (dg.float64, 33)):
+        x = dg.ones(size, device=place, dtype=kind, requires_grad=True)
+        dg.manual_seed(5)
+        key = default_generator.ticket()
+        dg.manual_seed(5)
+        state = dg.get_rng_state()
+        out = F.dropout(x, 0.25)
+        out.sum().backward()
+        assert x.grad is not None
+        kept = philox.words(size, key) >= 2**30
+        np.testing.assert_allclose(out.tolist(), kept / 0.75, rtol=5e-3)
+        assert x.grad.tolist() == out.tolist()
+        assert F.dropout(x, 0.25).tolist() != out.tolist()
+        dg.set_rng_state(state)
+        assert F.dropout(x, 0.25).tolist() == out.tolist()
+
+
+def check_random_transforms(place: device) -> None:
+    """Check random operations in ``vmap`` and forward mode, and by a generator of their own."""
+    x = dg.ones(3, 50, device=place)
+    for how in ("same", "different"):
+        drawn = func.vmap(lambda r: F.dropout(r, 0.5), randomness=how)(x)
+        assert ((drawn == 0) | (drawn == 2)).all().item()
+        assert (drawn[0] == drawn[1]).all().item() == (how == "same")
+        assert func.vmap(lambda r: dg.randn_like(r), randomness=how)(x).device == place
+    _raises(RuntimeError, lambda: func.vmap(lambda r: F.dropout(r, 0.5))(x), "randomness")
+    out, along = func.jvp(lambda r: F.dropout(r, 0.5), (x,), (3 * x,))
+    assert along.tolist() == (3 * out).tolist()
+    one, other = (dg.Generator("cuda").manual_seed(2) for _ in range(2))
+    first = dg.rand(9, device=place, generator=one)
+    assert first.tolist() == dg.rand(9, device=place, generator=other).tolist()
+    assert first.tolist() != dg.rand(9, device=place, generator=other).tolist()
+
+
+def check_wrong_numbers(place: device) -> None:
+    """Check that a wrong label or index is an error as soon as the host reads a number."""
+    x = dg.ones(4, 3, device=place)
+    loss = F.cross_entropy(x, dg.tensor([0, 1, 7, 2], device=place))
+    _raises(IndexError, loss.item, "Target 7 is out of bounds: classes are 0 … 2")
+    assert math.isnan(loss.item())
+    rows = F.embedding(dg.tensor([0, -4, 1], device=place), x)
+    _raises(IndexError, rows.tolist, "-4 is not in [0, 4)")
+    assert np.isnan(rows.tolist()).tolist() == [[False] * 3, [True] * 3, [False] * 3]
+    assert F.cross_entropy(x, dg.tensor([0, 1, 2, 2], device=place)).item() > 0
 
 
 # ---------------------------------------------------------------------- calls

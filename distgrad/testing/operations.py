@@ -300,6 +300,54 @@ def check_device(name: str, index: int, place: device, dtype: Any = np.float64) 
         _close(to_device(got, CPU), want, f"{name}: {what}", rtol, atol)
 
 
+# Operations with kernels of their own, which take 16-bit types as they are.
+FUSED = (
+    "avg_pool", "avg_pool_input", "batch_statistics_norm", "cross_entropy_loss", "embedding",
+    "embedding_backward", "fused_layer_norm", "fused_rms_norm", "gelu", "keyed_dropout",
+    "log_softmax", "max_pool", "mish", "relu", "relu_backward", "silu", "softmax",
+)  # fmt: skip
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def check_device_narrow(name: str, index: int, place: device, dtype: Any) -> None:
+    """Compare outputs and gradients in a 16-bit type on ``place`` with the host's in float64.
+
+    Both begin with the same rounded numbers, so the difference is what the device rounded.
+    """
+    case, narrow = Case(name, index), np.dtype(dtype)
+    wide = [_in_dtype(a, narrow, np.float64) for a in case.arrays]
+    moved = [_moved_to(place, _in_dtype(a, narrow, narrow)) for a in case.arrays]
+    wants, gots = (_first_order(case, arrays, narrow) for arrays in (wide, moved))
+    for number, (want, got) in enumerate(zip(wants, gots, strict=True)):
+        assert (got is None) == (want is None), f"{name}: {number}"
+        if got is not None:
+            assert device_of(got) == place, f"{name}: {number} is on {device_of(got)}"
+            error = to_device(got, CPU).astype(np.float64) - want
+            most = 3 * _EPSILON[narrow.name] * max(float(np.linalg.norm(want)), 0.1)
+            assert float(np.linalg.norm(error)) <= most, f"{name}: {number}: {error}"
+
+
+def _in_dtype(a: Any, narrow: Any, dtype: Any) -> Any:
+    if isinstance(a, list):
+        return [_in_dtype(x, narrow, dtype) for x in a]
+    return a if a is None or not _is_real(a) else a.astype(narrow).astype(dtype)
+
+
+def _first_order(case: Case, arrays: list[Any], narrow: Any) -> list[Any]:
+    """Return outputs and gradients, the output's gradients being numbers of a 16-bit type."""
+    outs = case.call(case.tensors(arrays))
+    shown = list((case.op.outputs or {"": True}).values())
+    rng = np.random.default_rng(7)
+    drawn = [rng.standard_normal(o.array.shape).astype(narrow) for o in outs if o.requires_grad]
+    tracked = [o for o in outs if o.requires_grad]
+    weights = [
+        to_device(np.asarray(w, o.array.dtype), o.device)
+        for w, o in zip(drawn, tracked, strict=True)
+    ]
+    raw = _gradients(case, case.tensors(arrays), weights, create_graph=False)
+    return [*(o.array for o, show in zip(outs, shown, strict=True) if show), *raw]
+
+
 def _moved_to(place: device, a: Any) -> Any:
     if isinstance(a, list):
         return [_moved_to(place, x) for x in a]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import distgrad as dg
 from distgrad.backend.device import device
 from distgrad.testing import device_calls, on_device, operations
 from distgrad.testing.standin.array import TABLE
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize(("name", "index"), CASES)
 def test_operations_give_the_hosts_results(name, index, dtype):
     operations.check_device(name, index, PLACE, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "index"), [c for c in CASES if c.values[0] in operations.FUSED])
+def test_fused_operations_take_narrow_types(name, index, dtype):
+    operations.check_device_narrow(name, index, PLACE, getattr(dg, dtype).numpy)
 
 
 @pytest.mark.parametrize("name", device_calls.CALLS)
@@ -53,6 +60,10 @@ def test_data_parallel_training_takes_the_hosts_steps(model, reduction):
         on_device.check_views,
         on_device.check_linalg_errors,
         on_device.check_mixed_devices,
+        on_device.check_random,
+        on_device.check_dropout,
+        on_device.check_random_transforms,
+        on_device.check_wrong_numbers,
     ],
 )
 def test_tensors_behave_as_on_the_host(check):

@@ -1,4 +1,4 @@
-"""Choice of attention kernels, as PyTorch names it; there is one kernel here."""
+"""Choice of attention kernels, as PyTorch names it: cuDNN's on a GPU, and "math"."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from distgrad.backend.switches import attention
 from distgrad.errors import ArgumentTypeError
 from distgrad.nn.attention import bias
 
@@ -32,7 +33,7 @@ class SDPBackend(IntEnum):
 def sdpa_kernel(
     backends: list[SDPBackend] | SDPBackend, set_priority: bool = False
 ) -> Iterator[None]:
-    """Do nothing but check the names: attention is computed by one kernel, whatever is chosen.
+    """Have these kernels allowed inside a ``with`` block; all fused ones mean cuDNN's, on a GPU.
 
     Args:
         backends: a kernel or a list of them.
@@ -44,4 +45,7 @@ def sdpa_kernel(
             f"sdpa_kernel({backends!r}): Backend must be an instance of SDPBackend or a list of "
             "SDPBackend instances"
         )
-    yield
+    names = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION,
+             SDPBackend.CUDNN_ATTENTION)  # fmt: skip
+    with attention.only(*(name in chosen for name in names)):
+        yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from distgrad.errors import ArgumentError, ArgumentTypeError, IndexOutOfRange
 from distgrad.nn.module import Module
+from distgrad.nn.modules.pairs import in_turn, on_device
 from distgrad.nn.parameter import Parameter
 from distgrad.tensor import Tensor
 
@@ -63,6 +64,8 @@ class Sequential(Module):
 
     def forward(self, input: Any) -> Any:
         """Return what the last module makes of ``input``."""
+        if on_device(input):
+            return in_turn(self._modules.values(), input)
         for module in self._modules.values():
             input = module(input)
         return input

@@ -26,7 +26,7 @@ from distgrad.autograd.mode import mode
 from distgrad.backend.device import CPU, array_namespace, device_of, to_device
 from distgrad.distributed.default import default_group
 from distgrad.distributed.group import ProcessGroup
-from distgrad.distributed.nccl import link_of
+from distgrad.distributed.nccl import Turn, link_of
 from distgrad.errors import ArgumentError
 from distgrad.nn.module import Module
 from distgrad.nn.modules.batchnorm import _BatchNorm
@@ -244,7 +244,7 @@ def _gather(group: ProcessGroup, number: float, array: Any) -> tuple[Any, Any]:
         numbers[group.rank] = number
         group.all_reduce(numbers)  # the host knows its own, so it waits for no GPU
         here = xp.concatenate([xp.full(1, number, np.float64), array.astype(np.float64)])
-        return link.turn().all_gathered("all_gather(statistics)", here), numbers
+        return Turn(link).all_gathered("all_gather(statistics)", here), numbers
     rows = np.zeros((group.size, 1 + array.size))
     rows[group.rank, 0], rows[group.rank, 1:] = number, to_device(array, CPU)
     group.all_reduce(rows)  # a sum with zeros is exact, and a small one faster than all_gather

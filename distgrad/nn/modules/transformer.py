@@ -20,6 +20,7 @@ from distgrad.nn.modules.container import ModuleList
 from distgrad.nn.modules.dropout import Dropout
 from distgrad.nn.modules.linear import Linear
 from distgrad.nn.modules.normalization import LayerNorm
+from distgrad.nn.modules.pairs import activated
 from distgrad.ops.arrange import triu
 from distgrad.ops.create import full
 from distgrad.ops.elementwise import add
@@ -107,7 +108,7 @@ class _Layer(Module):
         return found
 
     def _feed(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        out: Tensor = self.linear2(self.dropout(activated(self.linear1, self.activation, x)))
         return out
 
 

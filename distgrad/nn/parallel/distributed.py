@@ -127,7 +127,7 @@ class DistributedDataParallel(Module, Joinable):
             self.reducer.broadcast_parameters()
             self._broadcast_buffers()
 
-    def _connect(self, group: ProcessGroup) -> None:
+    def _connect(self, group: ProcessGroup, plan: list[list[int]] | None = None) -> None:
         """Start to reduce the gradients over ``group``."""
         self.process_group = group
         ignored = self.parameters_to_ignore
@@ -140,7 +140,7 @@ class DistributedDataParallel(Module, Joinable):
         reduction, bucket_cap_mb, determinism, shards = self._how
         kind = ShardedReducer if self.shard_gradients else Reducer
         reducer = kind(
-            named, group, reduction, bucket_cap_mb, determinism, shards, self.check_every
+            named, group, reduction, bucket_cap_mb, determinism, shards, self.check_every, plan
         )
         self.reducer, module = reducer, self.module
         reducer.gathering.guard = lambda: guard(module, reducer)
@@ -163,6 +163,34 @@ class DistributedDataParallel(Module, Joinable):
                 self.process_group,
                 lambda: float(reducer.count) if reducer.reduction == "mean" else 1.0,
             )
+
+    def rebuild(self, group: ProcessGroup | None = None, reductions: int | None = None) -> None:
+        """Go on with the ranks that `distgrad.distributed.shrink` has left.
+
+        The gradients of a backward that did not come to its end are dropped; do it anew. The
+        parameters must be alike on all ranks, as they are after the last update that all made.
+        With ``determinism="world"`` the next gradients have the bits that they would have had.
+
+        Args:
+            group: default is the default group.
+            reductions: how many backwards count as done, by which random numbers of forward go
+                with "world"; default is the number that all ranks have come to.
+
+        Ranks: all that are left.
+        """
+        old, seed = self.reducer, self._seed
+        old.close()
+        group = group if group is not None else default_group()
+        done = np.array([old.reductions if reductions is None else reductions])
+        group.all_reduce(done, "min")
+        self.module.zero_grad()
+        if old.determinism == "world":  # the parts of the batch stay what they are
+            self._how = (*self._how[:3], old.tree.shards)
+        self._connect(group, group.broadcast_object(old.plan))
+        self.reducer.reductions, self._seed = int(done[0]), seed
+        self.reducer.timeline = old.timeline
+        if old.comm is not None:
+            self.reducer.comm = old.comm.for_reducer(self.reducer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy; the copy belongs to the default group.
@@ -189,7 +217,7 @@ class DistributedDataParallel(Module, Joinable):
         if mode.grad:
             self.reducer.begin()
             source = self._announce() if self._join_config.enable else 0
-            if self.will_sync_module_buffers():
+            if self.will_sync_module_buffers() and self._begins_step():
                 self._broadcast_buffers(source)
             if not self.reducer.explicit_count:
                 self.reducer.count += samples_in(inputs, options, self.dim)
@@ -206,6 +234,14 @@ class DistributedDataParallel(Module, Joinable):
     def will_sync_module_buffers(self) -> bool:
         """Return whether a forward now would give every rank the same buffers."""
         return self.broadcast_buffers and self.training and self.reducer.enabled
+
+    def _begins_step(self) -> bool:
+        """Return whether a forward now is one that every rank makes: the first of its shards.
+
+        Ranks may have different numbers of shards of a global batch.
+        """
+        own = self.reducer.local_shards
+        return len(own) < 2 or self.reducer.shard == own[0]
 
     def _stream(self) -> Generator:
         """Return the random numbers of the shard at hand: the same whichever rank has it."""

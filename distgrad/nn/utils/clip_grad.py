@@ -74,12 +74,25 @@ def _device_norm(xp: Namespace, flats: list[Array], norm_type: float) -> Array:
         sizes = [xp.max(xp.abs(f)) if f.size else f.dtype.type(0) for f in flats]
         return functools.reduce(xp.maximum, sizes)
     if norm_type == 2.0:
-        total = sum(xp.vdot(f, f).astype("float64") for f in flats)
+        total = sum(xp.square(f).sum(dtype="float64") for f in flats)
     elif norm_type == 0.0:
         total = sum(xp.count_nonzero(f) for f in flats)
     else:
         total = sum(xp.power(xp.abs(f), norm_type).sum(dtype="float64") for f in flats)
     return _root(total, norm_type)
+
+
+def _on_device(arrays: list[Array], norm_type: float, most: float = math.inf) -> Any:
+    """Return the norm of arrays on a GPU and the factor that brings it to ``most``, by kernels.
+
+    Both stay there. NotImplemented where the arrays are elsewhere, or of several dtypes.
+    """
+    if not arrays or type(arrays[0]) is numpy.ndarray:
+        return NotImplemented
+    xp = array_namespace(arrays[0])
+    kernel = xp.kernels.get("gradient_norm")
+    alike = all(type(a) is type(arrays[0]) and a.device == arrays[0].device for a in arrays)
+    return kernel(arrays, norm_type, most) if kernel and alike else NotImplemented
 
 
 def _as_norm(total: Any, dtypes: list[Any], norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -181,6 +194,9 @@ def get_total_norm(
     norm_type = float(norm_type)
     if not arrays:
         return wrap(numpy.zeros((), "float32"))
+    found = _on_device(arrays, norm_type)
+    if found is not NotImplemented:
+        return _as_norm(found[0], [a.dtype for a in arrays], norm_type, error_if_nonfinite)
     xp = array_namespace(arrays[0])
     flats = [_flat(a) for a in arrays]
     if xp is not numpy_backend:
@@ -251,13 +267,23 @@ def clip_grad_norm_(
         >>> p.grad
         tensor([0.6000, 0.8000])
     """
-    members = _list(parameters)
+    members, norm_type = _list(parameters), float(norm_type)
     if not members and not isinstance(parameters, list | tuple):
         warnings.warn(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
         )
     sharded = _sharded(members)
     grads = [p.grad for p in members if p.grad is not None and _group_of(p) is None]
+    arrays = [] if sharded else [g.array for g in grads]
+    found = _on_device(arrays, norm_type, float(max_norm))
+    if found is not NotImplemented:
+        dtypes = [a.dtype for a in arrays]
+        total_norm = _as_norm(found[0], dtypes, norm_type, error_if_nonfinite)
+        array_namespace(found[1]).kernels["scale_arrays"](arrays, found[1])
+        for grad in grads:
+            if grad._shared is not None:
+                grad._shared.bump()
+        return total_norm
     if sharded:
         total_norm = _norm_over_ranks(grads, sharded, norm_type, error_if_nonfinite)
     else:

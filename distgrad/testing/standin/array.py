@@ -10,23 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from distgrad.testing.standin.captures import repetition
 from distgrad.testing.standin.ledger import ledger
 from distgrad.testing.standin.streams import (
     Device,
     Memory,
     MemoryPointer,
+    _bytes,
+    capturing,
     current_stream,
     here,
     host_knows,
+    note,
+    refuse_in_capture,
 )
 
 TABLE: dict[str, Any] = json.loads(
     Path(__file__).with_name("cupy_api.json").read_text(encoding="utf-8")
 )
+R = TypeVar("R")
 SCALARS = (bool, int, float, complex, np.generic)
 
 
@@ -60,9 +66,16 @@ class ndarray:
         strides: Any = None,
         order: Any = "C",
     ) -> None:
-        if memptr is not None or strides is not None:
-            ledger.refuse("ndarray(memptr, strides): the stand-in makes new memory only")
-        self.host, self.base = np.empty(shape, dtype, order), None
+        if strides is not None:
+            ledger.refuse("ndarray(strides): the stand-in has none")
+        if memptr is not None:
+            kind = np.dtype(dtype)
+            count = int(np.prod(shape))
+            whole = _bytes(memptr.ptr, count * kind.itemsize)
+            self.host, self.base = whole.view(kind).reshape(shape), None
+            self.memory = memptr.mem
+            return
+        self.host, self.base = _pooled(np.empty(shape, dtype, order)), None
         self.memory = Memory(self.host)
 
     def use(self) -> np.ndarray[Any, Any]:
@@ -123,7 +136,9 @@ class ndarray:
     @property
     def imag(self) -> ndarray:
         """The imaginary part, a view; of real numbers new zeros."""
-        return placed(self.host.imag.copy() if self.dtype.kind != "c" else self.host.imag, [self])
+        if self.dtype.kind == "c":
+            return placed(self.host.imag, [self])
+        return done(self.host.imag.copy, placed)
 
     @imag.setter
     def imag(self, value: Any) -> None:
@@ -160,7 +175,7 @@ class ndarray:
         """Copy an array of the host to here."""
         if not isinstance(arr, np.ndarray):
             ledger.refuse("Only numpy.ndarray can be set to cupy.ndarray")
-        ledger.uploads += 1
+        upload("ndarray.set()")
         self.use()[...] = arr
 
     def item(self) -> Any:
@@ -197,19 +212,24 @@ class ndarray:
 
     # ------------------------------------------------------------------ indexing
     def __getitem__(self, index: Any) -> ndarray:
-        return placed(self.host[read_index(self, index, stores=False)], [self])
+        found = read_index(self, index, stores=False)
+        return done(lambda: self.host[found], lambda host: placed(host, [self]))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         check_operand("__setitem__", value)
         many = isinstance(value, ndarray) and value.size > 1
-        self.use()[read_index(self, index, stores=True, many=many)] = bare(value)
+        host, found, numbers = (
+            self.use(), read_index(self, index, stores=True, many=many), bare(value)
+        )  # fmt: skip
+        done(lambda: host.__setitem__(found, numbers))
 
     def scatter_add(self, slices: Any, value: Any) -> None:
         """Add at indices; places named twice get both."""
         check_operand("scatter_add", value)
         if self.dtype.char not in "iefdIQL":
             ledger.refuse(f"scatter_add does not support {self.dtype}")
-        np.add.at(self.use(), read_index(self, slices, stores=False), bare(value))
+        host, found, numbers = self.use(), read_index(self, slices, stores=False), bare(value)
+        done(lambda: np.add.at(host, found, numbers))
 
     # ------------------------------------------------------------------ methods that differ
     def astype(
@@ -221,8 +241,11 @@ class ndarray:
         copy: bool = True,
     ) -> ndarray:
         """Return a copy in ``dtype``; itself if it is that already and ``copy`` is False."""
-        host = self.use().astype(dtype, order, casting or "unsafe", copy=copy)
-        return placed(host, [self])
+        host = self.use()
+        return done(
+            lambda: host.astype(dtype, order, casting or "unsafe", copy=copy),
+            lambda made: placed(made, [self]),
+        )
 
     def view(self, dtype: Any = None, type: Any = None) -> ndarray:
         """Return the same memory, read as ``dtype``."""
@@ -230,13 +253,15 @@ class ndarray:
 
     def reshape(self, *shape: Any, order: Any = "C", copy: Any = None) -> ndarray:
         """Return a view in another shape, or a copy where there is none."""
-        return placed(self.host.reshape(*shape, order=order), [self])
+        return done(
+            lambda: self.host.reshape(*shape, order=order), lambda host: placed(host, [self])
+        )
 
     def ravel(self, order: Any = "C") -> ndarray:
         """Return the elements in a row."""
         if order == "K":
             ledger.refuse("ravel with order='K' not yet implemented.", NotImplementedError)
-        return placed(self.host.ravel(order), [self])
+        return done(lambda: self.host.ravel(order), lambda host: placed(host, [self]))
 
     def transpose(self, *axes: Any) -> ndarray:
         """Return a view with its dimensions in another order."""
@@ -245,12 +270,13 @@ class ndarray:
     def copy(self, order: Any = "C") -> ndarray:
         """Return a copy on the current device, wherever this array is."""
         self.memory.use(current_stream(self.memory.device))
-        return placed(self.host.copy(order))
+        return done(lambda: self.host.copy(order), placed)
 
     def fill(self, value: Any) -> None:
         """Store one number everywhere."""
         check_operand("fill", value)
-        self.use().fill(bare(value))
+        host, number = self.use(), bare(value)
+        done(lambda: host.fill(number))
 
     def nonzero(self) -> tuple[ndarray, ...]:
         """Return the indices of what is not zero, one array per dimension."""
@@ -259,6 +285,31 @@ class ndarray:
 
 
 # ---------------------------------------------------------------------- between host and device
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def done(compute: Callable[[], Any], give: Callable[[Any], R] = _as_it_is) -> R:
+    """Return what ``give`` makes of ``compute()``; a capture repeats that at each launch.
+
+    Args:
+        compute: works on arrays of the host only.
+        give: makes arrays of the device of what it returned.
+    """
+    with np.errstate(all="ignore"):
+        result = compute()
+    out = give(result)
+    if capturing() is not None:
+        note(repetition(compute, out))
+    return out
+
+
+def upload(what: str) -> None:
+    """Note that an array of the host becomes one of the device."""
+    refuse_in_capture(f"{what} from memory that is not pinned")
+    ledger.uploads += 1
+
+
 def placed(host: Any, sources: Sequence[ndarray] = (), *, row_major: bool = False) -> ndarray:
     """Return an array of the host as one of the device: a view of a source, or new memory.
 
@@ -278,10 +329,23 @@ def placed(host: Any, sources: Sequence[ndarray] = (), *, row_major: bool = Fals
             break
     out.host = np.asarray(host, order="C" if row_major and out.base is None else None)
     if out.base is None:
+        out.host = _pooled(out.host)
         for source in sources:
             source.use()
         out.memory = Memory(out.host)
         out.memory.use()
+    return out
+
+
+def _pooled(host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array that begins where one of CuPy's pool does, at a multiple of 512 bytes."""
+    dense = host.flags.c_contiguous or host.flags.f_contiguous
+    if host.ctypes.data % 512 == 0 or not dense:
+        return host
+    room = np.empty(host.nbytes + 512, np.uint8)
+    start = -room.ctypes.data % 512
+    out: np.ndarray[Any, Any] = np.ndarray(host.shape, host.dtype, room.data, start, host.strides)
+    out[...] = host
     return out
 
 
@@ -358,6 +422,22 @@ def _check_once(host: np.ndarray[Any, Any], index: Any) -> None:
 
 
 # ---------------------------------------------------------------------- plain methods
+_BLAS = frozenset({"dot", "einsum", "inner", "matmul", "tensordot", "vdot"})
+
+
+def refuse_cublas(name: str, *operands: Any) -> None:
+    """Raise as CuPy does for a matrix product in a capture, or of stacks of bfloat16."""
+    arrays = arrays_in(operands)
+    if any(a.ndim > 2 and a.dtype.name == "bfloat16" for a in arrays):
+        ledger.refuse(f"{name}: CuPy multiplies no stacks of bfloat16")
+    floats = any(a.dtype.kind not in "biu" for a in arrays)
+    if capturing() is not None and floats and not ledger.cublas_captures:
+        ledger.refuse(
+            f"{name}: calling cuBLAS API during stream capture is currently unsupported",
+            NotImplementedError,
+        )
+
+
 def method(name: str, parameters: str) -> Callable[..., Any]:
     """Return a method with CuPy's parameters that does what NumPy's does."""
     names = parameters.split()
@@ -370,11 +450,21 @@ def method(name: str, parameters: str) -> Callable[..., Any]:
         if set(bound) - set(names):
             ledger.refuse(f"ndarray.{name}() got an unexpected keyword of {sorted(bound)}")
         refuse_host_arrays(f"ndarray.{name}", list(bound.values()))
-        with np.errstate(all="ignore"):
-            out = native(self.host, **{k: bare(v) for k, v in bound.items()} if names else {})
-        if out is None:  # in place
-            self.use()
-        return given(out, [self, *arrays_in(list(bound.values()))])
+        numbers = {k: bare(v) for k, v in bound.items()} if names else {}
+        sources = [self, *arrays_in(list(bound.values()))]
+
+        def compute() -> Any:
+            return native(self.host, **numbers)
+
+        def give(out: Any) -> Any:
+            if out is None:  # in place
+                self.use()
+            return given(out, sources)
+
+        if name in _BLAS:
+            refuse_cublas(name, self)
+        compute.__name__ = name
+        return done(compute, give)
 
     call.__name__ = name
     return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -32,11 +32,22 @@ class Ledger:
         self.hazards: list[str] = []
         self.contexts: set[int] = set()  # devices on which a thread has made memory, or looked
         self.trace: list[str] = []  # copies and collectives on streams, in the order of their calls
+        self.launches: list[str] = []  # kernels in CUDA C++, by name
+        self.products: list[str] = []  # matrix products by cuBLAS: the names of their epilogues
         self.latency = 2  # looks at an event before its work is seen done
+        self.replays = 0  # launches of graphs
+        self.cublas_captures = False  # whether CuPy lets its matrix products be captured
+        self.seed = 0  # of the order in which threads of kernels take turns
+
+    def thread_order(self) -> int:
+        """Return the seed of the order of threads in the next kernel."""
+        return self.seed * 1_000_003 + len(self.launches) & 0xFFFFFFFF
 
     def sync(self, what: str) -> None:
         """Note that the host waits for the device."""
         self.syncs += 1
+        for guard in guards:
+            guard(what)
         if not _rule.may_sync:
             raise HostSync(f"{what}: the host waits for the device")
 
@@ -51,6 +62,7 @@ class Ledger:
         raise StreamHazard(what)
 
 
+guards: list[Callable[[str], None]] = []  # called before the host waits; they may raise
 _rule = _Rule()
 ledger = Ledger()
 

@@ -14,16 +14,20 @@ from typing import Any
 import numpy as np
 
 from distgrad.backend import numpy_backend
-from distgrad.testing.standin import nccl, streams
+from distgrad.testing.standin import captures, cublaslt, cudnn, emulator, nccl, streams
 from distgrad.testing.standin.array import (
+    _BLAS,
     SCALARS,
     TABLE,
     arrays_in,
     bare,
+    done,
     given,
     ndarray,
     placed,
+    refuse_cublas,
     refuse_host_arrays,
+    upload,
 )
 from distgrad.testing.standin.ledger import ledger
 from distgrad.testing.standin.streams import CUDARuntimeError
@@ -59,15 +63,23 @@ def _function(name: str, parameters: str | None, native: Function) -> Function:
         if unknown and not free:
             ledger.refuse(f"{name}() got unexpected keyword arguments {sorted(unknown)}")
         refuse_host_arrays(name, [*args, *options.values()])
+        if "subok" in whole:  # None in CuPy, a bool in NumPy
+            bound = dict(zip(whole, args, strict=False)) | options
+            args, options = (), {n: v for n, v in bound.items() if n != "subok"}
         first = args[0] if args else options.get(whole[0]) if whole else None
         _check_first(name, names[0], first)
         if name.rpartition(".")[2] in _SYNCS:
             ledger.sync(f"{name}()")
-        with np.errstate(all="ignore"):
-            out = native(*bare(args), **{k: bare(v) for k, v in options.items()})
-        if name in _NUMBERS_ON_DEVICE:
-            out = np.asarray(out)
-        return given(out, arrays_in([args, list(options.values())]))
+        if name in _BLAS or name.startswith("linalg."):
+            refuse_cublas(name, *args)
+        operands, keywords = bare(args), {k: bare(v) for k, v in options.items()}
+
+        def compute() -> Any:
+            out = native(*operands, **keywords)
+            return np.asarray(out) if name in _NUMBERS_ON_DEVICE else out
+
+        compute.__name__ = name
+        return done(compute, lambda out: given(out, arrays_in([args, list(options.values())])))
 
     call.__name__ = name.rpartition(".")[2]
     return call
@@ -86,10 +98,11 @@ def _check_first(name: str, parameter: str, value: Any) -> None:
 def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = False) -> ndarray:
     """Return ``a`` on the device: itself, a conversion, or a copy from the host."""
     if isinstance(a, ndarray):
-        return placed(np.asarray(a.use(), dtype, order=order), [a])
+        host = a.use()
+        return done(lambda: np.asarray(host, dtype, order=order), lambda made: placed(made, [a]))
     _refuse_mixture(a)
-    ledger.uploads += 1
-    return placed(np.array(a, dtype))
+    upload("asarray()")
+    return placed(_sent(np.array(a, dtype)))
 
 
 def array(
@@ -98,12 +111,19 @@ def array(
 ) -> ndarray:  # fmt: skip
     """Return ``obj`` as a new array of the device."""
     if isinstance(obj, ndarray):
-        source = [] if copy else [obj]
-        host = np.array(obj.use(), dtype, copy=copy or None, order=order, ndmin=ndmin)
-        return placed(host, source)
+        source, host = [] if copy else [obj], obj.use()
+        return done(
+            lambda: np.array(host, dtype, copy=copy or None, order=order, ndmin=ndmin),
+            lambda made: placed(made, source),
+        )
     _refuse_mixture(obj)
-    ledger.uploads += 1
-    return placed(np.array(obj, dtype, ndmin=ndmin))
+    upload("array()")
+    return placed(_sent(np.array(obj, dtype, ndmin=ndmin)))
+
+
+def _sent(host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array of the host as it arrives: row-major or column-major, nothing else."""
+    return np.asarray(host, order="F" if host.flags.f_contiguous else "C")
 
 
 def _refuse_mixture(value: Any) -> None:
@@ -128,20 +148,23 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     for value in (x, y):
         if not isinstance(value, (ndarray, *SCALARS)):
             ledger.refuse(f"where: Unsupported type {type(value)}")
-    return placed(np.where(condition.use(), bare(x), bare(y)))
+    operands = condition.use(), bare(x), bare(y)
+    return done(lambda: np.where(*operands), lambda host: placed(host, row_major=True))
 
 
 def copyto(dst: Any, src: Any, casting: Any = "same_kind", where: Any = None) -> None:
     """Copy ``src`` into ``dst``, everywhere or where a mask is true."""
     refuse_host_arrays("copyto", [dst, src, where])
-    np.copyto(dst.use(), bare(src), casting, True if where is None else where.use())
+    target, numbers, mask = dst.use(), bare(src), True if where is None else where.use()
+    done(lambda: np.copyto(target, numbers, casting, mask))
 
 
 def searchsorted(a: Any, v: Any, side: Any = "left", sorter: Any = None) -> Any:
     """Return where to put ``v`` into the sorted vector ``a``."""
     if not isinstance(a, ndarray) or not isinstance(v, ndarray | int | float | complex):
         ledger.refuse("Only python scalars or ndarrays are supported for v", NotImplementedError)
-    return placed(np.searchsorted(a.use(), bare(v), side, bare(sorter)))
+    operands = a.use(), bare(v), side, bare(sorter)
+    return done(lambda: np.searchsorted(*operands), placed)
 
 
 def as_strided(x: Any, shape: Any = None, strides: Any = None) -> ndarray:
@@ -218,7 +241,8 @@ def _special(function: Function) -> Function:
     def call(*args: Any) -> Any:
         if args[-1].dtype.char not in "fdFD":
             ledger.refuse(f"{function.__name__} is not implemented for {args[-1].dtype}")
-        return placed(function(*bare(args)))
+        operands = bare(args)
+        return done(lambda: function(*operands), placed)
 
     return call
 
@@ -253,8 +277,10 @@ def _properties(device: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_modules(devices: int, with_nccl: bool = True) -> dict[str, ModuleType]:
-    """Return the stand-in's modules by the names they are imported under."""
+def make_modules(
+    devices: int, with_nccl: bool = True, with_nvmath: bool = True, with_cudnn: bool = True
+) -> dict[str, ModuleType | None]:
+    """Return the stand-in's modules by the names they are imported under; None cannot be."""
 
     def count() -> int:
         if devices < 0:
@@ -266,22 +292,35 @@ def make_modules(devices: int, with_nccl: bool = True) -> dict[str, ModuleType]:
         "getDeviceCount": count, "CUDARuntimeError": CUDARuntimeError,
         "getDevice": lambda: streams.here.device, "hostRegister": streams.host_register,
         "hostUnregister": streams.host_unregister, "getDeviceProperties": _properties,
+        "ipcGetMemHandle": streams.ipc_get_mem_handle, "ipcOpenMemHandle": streams.ipc_open,
+        "ipcGetEventHandle": streams.ipc_get_event_handle, "ipcOpenEventHandle": streams.ipc_open,
+        "ipcCloseMemHandle": lambda devPtr: None, "eventDestroy": lambda event: None,
+        "memGetInfo": lambda: ((1 << 30) - streams.machine.pool.used_bytes(), 1 << 30),
+        "streamWaitEvent": streams.stream_wait_event,
+        "deviceCanAccessPeer": lambda device, peerDevice: int(device == peerDevice),
     })  # fmt: skip
     cuda = _module("cupy.cuda", {
         "runtime": runtime, "Device": streams.Device, "Stream": streams.Stream,
         "Event": streams.Event, "get_current_stream": streams.current_stream,
-        "alloc_pinned_memory": bytearray,
+        "Graph": captures.Graph, "MemoryPool": streams.MemoryPool,
+        "using_allocator": streams.using_allocator, "Memory": streams.RawMemory,
+        "MemoryHook": streams.MemoryHook, "set_allocator": streams.set_allocator,
+        "UnownedMemory": streams.UnownedMemory, "MemoryPointer": streams.pointer,
+        "alloc_pinned_memory": streams.alloc_pinned_memory,
     })  # fmt: skip
     tricks = _module("cupy.lib.stride_tricks", {"as_strided": as_strided})
     linalg = {n: _linalg_function(n, p) for n, p in TABLE["cupy.linalg"].items()}
     fft = {n: _function(f"fft.{n}", p, getattr(np.fft, n)) for n, p in TABLE["cupy.fft"].items()}
     plain = {n: _function(n, p, getattr(np, n)) for n, p in TABLE["cupy"].items()}
-    parts = {
+    parts: dict[str, Any] = {
         "cuda": cuda, "lib": _module("cupy.lib", {"stride_tricks": tricks}), "ndarray": ndarray,
         "fft": _module("cupy.fft", fft),
         "linalg": _module("cupy.linalg", linalg | {"LinAlgError": np.linalg.LinAlgError}),
+        "get_default_memory_pool": lambda: streams.machine.pool,
         "ufunc": ufunc, "__version__": TABLE["version"],
     }  # fmt: skip
+    if emulator.compiler():
+        parts |= {"RawModule": emulator.RawModule, "RawKernel": emulator.RawKernel}
     special = {n: _special(getattr(numpy_backend, own)) for n, own in _SPECIAL.items()}
     scipy = _module("cupyx.scipy", {"special": _module("cupyx.scipy.special", special)})
     top = [
@@ -298,8 +337,14 @@ def make_modules(devices: int, with_nccl: bool = True) -> dict[str, ModuleType]:
         ),
     ]
     # No attribute of cupy.cuda: CuPy loads NCCL when its module is imported by name.
-    apart = [nccl.make_module(with_nccl)]
-    return {m.__name__: m for m in [*top, *apart, *_below(top)]}
+    products, cublas = cublaslt.make_modules(with_nvmath)
+    vars(cuda)["device"] = _module("cupy.cuda.device", cublas)
+    apart = [nccl.make_module(with_nccl), *products]
+    if not emulator.compiler():  # nobody to compile the kernels of the package
+        apart.append(_module("distgrad.backend.cuda.table", {"KERNELS": {}}))
+    missing: dict[str, ModuleType | None] = {} if with_nvmath else {"nvmath": None}
+    missing["cudnn"] = cudnn.make_module() if with_cudnn else None
+    return missing | {m.__name__: m for m in [*top, *apart, *_below(top)]}
 
 
 def _below(modules: list[ModuleType]) -> list[ModuleType]:

@@ -7,6 +7,7 @@ that disagree about a call, a rank that does not come, a message that nobody tak
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import threading
@@ -27,6 +28,7 @@ from distgrad.testing.standin.streams import (
     here,
     machine,
     memory_at,
+    note,
     null_stream,
 )
 
@@ -229,12 +231,21 @@ class _Call:
 
 def _run(calls: Sequence[_Call]) -> None:
     """Make calls; messages of one group need no order among themselves."""
-    waits = []
     for call in calls:
         with LOCK:
             for memory in {id(m): m for m in call.memories}.values():
                 memory.use(call.stream)
+            call.memories = []  # a graph knows addresses only
             ledger.trace.append(f"nccl {call.name} on {call.stream.ptr}")
+    _communicate(calls)
+    if calls:
+        note(functools.partial(_communicate, calls), calls[0].stream)
+
+
+def _communicate(calls: Sequence[_Call]) -> None:
+    """Exchange what the calls say."""
+    waits = []
+    for call in calls:
         if call.name == "send":
             waits.append(call.comm._post(call))
         elif call.name != "recv":

@@ -14,6 +14,7 @@ Note [Copies to the host]
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import threading
 import weakref
@@ -23,15 +24,72 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.testing.standin.ledger import ledger
+from distgrad.testing.standin.captures import (
+    CAPTURED_EVENT,
+    IMPLICIT,
+    ISOLATION,
+    UNSUPPORTED,
+    Action,
+    Capture,
+    Graph,
+)
+from distgrad.testing.standin.captures import (
+    CUDARuntimeError as CUDARuntimeError,
+)
+from distgrad.testing.standin.ledger import guards, ledger
 
 Clock = dict[int, int]
 _Pending = tuple[int, int, Callable[[], None]]  # what to do when that work of a stream is done
 LOCK = threading.RLock()
 
 
-class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for an error of the driver."""
+class MemoryPool:
+    """A pool of memory: what it counts, and by which memory is known to come from it."""
+
+    def __init__(self, allocator: Any = None) -> None:
+        self.private = True
+
+    def malloc(self, size: int) -> Any:
+        """Do nothing: `Memory` takes itself, and tells the allocator."""
+
+    def used_bytes(self) -> int:
+        """Return how much is in use on the current device."""
+        with LOCK:
+            mine = [m for m in machine.memories if m.pool is self and m.device == here.device]
+            return sum(m.nbytes for m in mine)
+
+    total_bytes = used_bytes
+
+    def free_all_blocks(self, stream: Stream | None = None) -> None:
+        """Give back what is not in use, which here is nothing."""
+
+
+class MemoryHook:
+    """What CuPy calls for each piece of memory that a thread takes or gives back."""
+
+    name = "MemoryHook"
+
+    def __enter__(self) -> MemoryHook:
+        here.hooks.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        here.hooks.remove(self)
+
+    def malloc_postprocess(self, **what: Any) -> None:
+        """Come after memory was taken from a pool."""
+
+    def free_preprocess(self, **what: Any) -> None:
+        """Come before memory is given back to a pool."""
+
+
+def set_allocator(allocator: Any = None) -> None:
+    """Let all threads' memory be taken by a function, which is to ask a pool."""
+    machine.allocator = allocator
+
+
+NO_POOL = MemoryPool()  # cudaMalloc and cudaFree, which waits for the device
+NO_POOL.private = False
 
 
 class _Here(threading.local):
@@ -40,6 +98,9 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.device = 0
         self.streams: dict[int, Stream] = {}
+        self.pool: MemoryPool | None = None  # that takes the place of the default one
+        self.captures: list[Capture] = []  # that began in this thread
+        self.hooks: list[MemoryHook] = []
 
 
 class _Machine:
@@ -53,7 +114,12 @@ class _Machine:
         self.pending: list[_Pending] = []  # copies to the host
         self.checks: list[_Pending] = []  # of copies from the host
         self.pinned: dict[int, int] = {}  # end of each region by its begin
+        self.copies: list[tuple[int, int, int]] = []  # address, and the work that copies there
         self.memories: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self.allocator: Any = None  # in the place of the default pool's
+        self.events: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
+        self.pool = MemoryPool()  # the default one
+        self.pool.private = False
         self.numbered = 0
 
     def number(self) -> int:
@@ -70,7 +136,7 @@ def started(devices: int) -> Iterator[None]:
     """Have another machine in the block, with so many devices."""
     before = dict(vars(machine)), dict(vars(here))
     vars(machine).update(vars(_Machine(devices)))
-    vars(here).update(device=0, streams={})
+    vars(here).update(device=0, streams={}, pool=None, captures=[], hooks=[])
     try:
         yield
     finally:
@@ -140,6 +206,8 @@ class Stream:
         self.ptr = 0 if null else self.number << 8
         self.is_non_blocking = bool(non_blocking)
         self.priority = priority or 0
+        self.capture: Capture | None = None
+        self.freed: list[tuple[tuple[int, int] | None, int]] = []  # and their last use
         machine.streams.add(self)
 
     def __repr__(self) -> str:
@@ -180,16 +248,67 @@ class Stream:
         """Let later work wait for the event."""
         with LOCK:
             ledger.contexts.add(here.device)
+            self._join(event)
             merge(self.known, event.clock)
+
+    def knows(self, use: tuple[int, int] | None) -> bool:
+        """Return whether a use of memory is over when later work here begins."""
+        if use is None or use[0] == self.number:
+            return True
+        return max(self.known.get(use[0], 0), machine.host.get(use[0], 0)) >= use[1]
+
+    def reuse(self) -> None:
+        """Take memory that was freed, which must be in use by nobody."""
+        freed, self.freed = self.freed, []
+        for use, nbytes in freed:
+            if not self.knows(use):
+                ledger.hazards.append(
+                    f"{nbytes} bytes of {self} were freed while stream {use} used them, and given "
+                    "out again"
+                )
+
+    def _join(self, event: Event) -> None:
+        """Be captured too behind an event of a capturing stream."""
+        if event.capture is not None and not event.capture.active:
+            raise CUDARuntimeError(CAPTURED_EVENT)
+        if self.capture is not None and event.clock and event.capture is not self.capture:
+            raise self.capture.fail(ISOLATION)
+        if event.capture is not None:
+            event.capture.enter(self)
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        """Record work from here on, instead of doing it."""
+        if self.ptr == 0 or self.capture is not None:
+            raise CUDARuntimeError(UNSUPPORTED)
+        here.captures.append(Capture(self, threading.get_ident()))
+
+    def end_capture(self) -> Graph:
+        """Return what was recorded."""
+        capture = self.capture
+        if capture is None or capture.origin is not self:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        here.captures.remove(capture)
+        error = capture.end()
+        if error:
+            raise CUDARuntimeError(error)
+        return Graph(capture, current_stream)
+
+    def is_capturing(self) -> bool:
+        """Whether work is recorded."""
+        return self.capture is not None
 
     def synchronize(self) -> None:
         """Wait for all work so far."""
+        if self.capture is not None:
+            raise self.capture.fail(UNSUPPORTED)
         ledger.sync("Stream.synchronize()")
         host_knows(self.clock())
 
     def work(self) -> None:
         """Note a piece of work; the null stream and blocking streams wait for each other."""
         ledger.contexts.add(here.device)
+        if here.captures and self.capture is None and not self.is_non_blocking:
+            raise here.captures[-1].fail(IMPLICIT)
         if not self.is_non_blocking:
             null = null_stream(self.device_id)
             others = [null] if self is not null else [
@@ -210,7 +329,10 @@ class Event:
         if interprocess and not disable_timing:
             raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
         self.clock, self._looks = Clock(), 0
-        self.device_id = here.device
+        self.capture: Capture | None = None
+        self.device_id, self.interprocess = here.device, interprocess
+        self.ptr = machine.number() << 8
+        machine.events[self.ptr] = self
 
     def record(self, stream: Stream | None = None) -> None:
         """Come after all work of a stream so far."""
@@ -220,12 +342,14 @@ class Event:
                 raise CUDARuntimeError(
                     "cudaErrorInvalidResourceHandle: invalid resource handle"
                 )  # an event belongs to the device it was made on
-            self.clock, self._looks = stream.clock(), 0
+            self.clock, self._looks, self.capture = stream.clock(), 0, stream.capture
 
     @property
     def done(self) -> bool:
         """Whether the work before it is done; after some looks it is."""
         ledger.contexts.add(here.device)
+        if self.capture is not None:
+            raise CUDARuntimeError(CAPTURED_EVENT)
         self._looks += 1
         if not covers(machine.host, self.clock) and self._looks <= ledger.latency:
             return False
@@ -234,6 +358,8 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for the work before it."""
+        if self.capture is not None:
+            raise CUDARuntimeError(CAPTURED_EVENT)
         ledger.sync("Event.synchronize()")
         host_knows(self.clock)
 
@@ -251,6 +377,32 @@ def current_stream(device_id: int = -1) -> Stream:
     """Return the stream that the thread's work on a device goes to."""
     device = here.device if device_id < 0 else device_id
     return here.streams.get(device) or null_stream(device)
+
+
+def capturing() -> Capture | None:
+    """Return the capture that the thread's current stream belongs to."""
+    stream = here.streams.get(here.device)
+    return None if stream is None else stream.capture
+
+
+def note(action: Action, stream: Stream | None = None) -> None:
+    """Let a capture of a stream, by default the current one, repeat work at each launch.
+
+    What has done some work calls it with a function that does the same again, on the same memory.
+    """
+    capture = capturing() if stream is None else stream.capture
+    if capture is not None:
+        capture.actions.append(action)
+
+
+def refuse_in_capture(what: str) -> None:
+    """Raise as CUDA does for what a capturing stream cannot record."""
+    capture = capturing()
+    if capture is not None:
+        raise capture.fail(f"{UNSUPPORTED} ({what})")
+
+
+guards[:] = [refuse_in_capture]
 
 
 def merge(into: Clock, other: Clock) -> None:
@@ -285,13 +437,33 @@ def _settle(pending: list[_Pending], known: Clock) -> None:
 class Memory:
     """A piece of a device's memory, and which work used it last."""
 
-    __slots__ = ("__weakref__", "begin", "device", "nbytes", "owner", "used")
+    __slots__ = ("__weakref__", "begin", "device", "host", "nbytes", "owner", "pool", "used")
 
     def __init__(self, host: np.ndarray[Any, Any]) -> None:
         self.begin, self.nbytes, self.device = host.ctypes.data, host.nbytes, here.device
+        self.host = host  # nothing else comes to lie here while this is known
         self.owner = current_stream()
+        self.owner.reuse()
         self.used: tuple[int, int] | None = None
-        machine.memories.add(self)
+        self.pool = here.pool or machine.pool
+        capture = capturing()
+        if capture is not None:
+            if here.pool is None:
+                ledger.hazard("memory of the default pool in a capture: others will get it too")
+            capture.inside.add(self)
+        with LOCK:
+            machine.memories.add(self)
+        if machine.allocator is not None and here.pool is None:
+            machine.allocator(self.nbytes)
+        for hook in here.hooks if self.pool is not NO_POOL else ():
+            hook.malloc_postprocess(
+                device_id=self.device, size=self.nbytes, mem_size=self.nbytes,
+                mem_ptr=self.begin, pmem_id=id(self),
+            )  # fmt: skip
+
+    def bytes(self) -> np.ndarray[Any, Any]:
+        """Return what is in it."""
+        return _bytes(self.begin, self.nbytes)
 
     def use(self, stream: Stream | None = None) -> None:
         """Note that a piece of work of a stream, by default the current one, uses it.
@@ -301,6 +473,8 @@ class Memory:
         """
         with LOCK:
             stream = current_stream() if stream is None else stream
+            if stream.capture is not None:
+                stream.capture.uses(self)
             stream.work()
             if not self._ordered(stream):
                 ledger.hazard(
@@ -310,16 +484,87 @@ class Memory:
             self.used = stream.number, stream.sequence
 
     def _ordered(self, stream: Stream) -> bool:
-        if self.used is None or self.used[0] == stream.number:
-            return True
-        number, sequence = self.used
-        return max(stream.known.get(number, 0), machine.host.get(number, 0)) >= sequence
+        return stream.knows(self.used)
 
     def __del__(self) -> None:
+        if self.pool is NO_POOL:
+            return
         if not self._ordered(self.owner):
-            ledger.hazards.append(
-                f"{self.nbytes} bytes of {self.owner} were freed while stream {self.used} used them"
+            self.owner.freed.append((self.used, self.nbytes))
+        for hook in here.hooks:
+            hook.free_preprocess(
+                device_id=self.device, mem_size=self.nbytes, mem_ptr=self.begin, pmem_id=id(self)
             )
+
+
+class RawMemory(Memory):
+    """What ``cupy.cuda.Memory`` takes from the driver; other ranks may read it at the same time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(np.full(size, 0xA5, np.uint8))
+        self.pool, self.readers = NO_POOL, dict[int, int]()
+
+    ptr = property(lambda self: self.begin)
+    size = property(lambda self: self.nbytes)
+
+    def _ordered(self, stream: Stream) -> bool:
+        return super()._ordered(stream) and all(map(stream.knows, list(self.readers.items())))
+
+
+class UnownedMemory:
+    """Memory of the device at an address; of a `RawMemory` it is only read."""
+
+    def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
+        found = memory_at(ptr, size)
+        self.begin, self.nbytes = ptr, size
+        self.raw = found if isinstance(found, RawMemory) else None
+        self.memory = self if self.raw is not None else found
+        self.device = found.device if device_id < 0 else device_id
+
+    def use(self, stream: Stream | None = None) -> None:
+        """Note that a piece of work reads it."""
+        with LOCK:
+            stream, raw = current_stream() if stream is None else stream, self.raw
+            assert raw is not None
+            stream.work()
+            if not stream.knows(raw.used):
+                ledger.hazard(
+                    f"{stream} reads {self.nbytes} bytes that stream {raw.used} is writing; wait "
+                    "for its event"
+                )
+            raw.readers[stream.number] = stream.sequence
+
+
+def pointer(mem: Any, offset: int) -> MemoryPointer:
+    """Return ``MemoryPointer(mem, offset)`` as CuPy makes it."""
+    return MemoryPointer(getattr(mem, "memory", mem), mem.begin + offset)
+
+
+# ---------------------------------------------------------------------- between ranks of a host
+def ipc_get_mem_handle(devPtr: int) -> bytes:
+    """Return what another process opens."""
+    if not any(isinstance(m, RawMemory) and m.begin == devPtr for m in list(machine.memories)):
+        raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
+    return devPtr.to_bytes(64, "little")
+
+
+def ipc_get_event_handle(event: int) -> bytes:
+    """Return what another process opens."""
+    if not machine.events[event].interprocess:
+        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return event.to_bytes(64, "little")
+
+
+def ipc_open(handle: bytes, flags: int = 1) -> int:
+    """Return the address, or the event, of a handle; here threads stand for processes."""
+    return int.from_bytes(handle, "little")
+
+
+def stream_wait_event(stream: int, event: int, flags: int = 0) -> None:
+    """Let later work of a stream wait for an event."""
+    with LOCK:
+        waiting = next(s for s in list(machine.streams) if s.ptr == stream)
+        waiting.wait_event(machine.events[event])
 
 
 def use_all(memories: Iterable[Memory], stream: Stream | None = None) -> None:
@@ -334,10 +579,43 @@ def memory_at(address: int, nbytes: int) -> Memory:
     Raises:
         CUDARuntimeError: there is none, as for an address of the host.
     """
-    for memory in list(machine.memories):
+    memory = memory_or_none(address, nbytes)
+    if memory is None:
+        raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+    return memory
+
+
+def memory_or_none(address: int, nbytes: int = 1) -> Memory | None:
+    """Return the memory of the device that holds these bytes, if any does."""
+    with LOCK:
+        memories = list(machine.memories)
+    for memory in memories:
         if memory.begin <= address and address + nbytes <= memory.begin + memory.nbytes:
             return memory
-    raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+    return None
+
+
+@contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    """Let the thread's memory come from the pool whose ``malloc`` is given, from none for None."""
+    before, here.pool = here.pool, NO_POOL if allocator is None else allocator.__self__
+    try:
+        yield
+    finally:
+        here.pool = before
+
+
+def memories_at(addresses: Iterable[int]) -> list[Memory]:
+    """Return the pieces of memory that any of these numbers is an address in."""
+    with LOCK:
+        memories = sorted((m for m in machine.memories if m.nbytes), key=lambda m: m.begin)
+    begins = [memory.begin for memory in memories]
+    found: dict[int, Memory] = {}
+    for address in set(addresses):
+        place = bisect.bisect_right(begins, address) - 1
+        if place >= 0 and address < begins[place] + memories[place].nbytes:
+            found[place] = memories[place]
+    return list(found.values())
 
 
 class MemoryPointer:
@@ -363,6 +641,10 @@ class MemoryPointer:
             self.mem.use(stream)
             _settle(machine.checks, stream.clock())  # copies of these bytes may be over before
             ledger.trace.append(f"to host {size} on {stream.ptr}")
+            _note_copy(_address(mem), stream)
+            if stream.capture is not None:
+                note(_copying(into, source), stream)
+                return
             numbers = source.copy()
             into[...] = 0xA5  # until it arrives
             arrive = _arrival(into, numbers)
@@ -377,18 +659,29 @@ class MemoryPointer:
         with LOCK:
             self.mem.use(stream)
             ledger.trace.append(f"from host {size} on {stream.ptr}")
+            _note_copy(_address(mem), stream)
             _bytes(self.ptr, size)[...] = source
+            if stream.capture is not None:
+                note(_copying(_bytes(self.ptr, size), source), stream)
+                return
             unchanged = _sameness(source, source.copy())
             machine.checks.append((stream.number, stream.sequence, unchanged))
 
 
-PUBLIC = (Device, Stream, Event, MemoryPointer)
-PRIVATE = ("clock", "work")  # of the stand-in alone
+PUBLIC = (Device, Stream, Event, MemoryPointer)  # their names are CuPy's
+PRIVATE = ("clock", "work", "knows", "reuse")  # of the stand-in alone
 
 
 def _check_size(pointer: MemoryPointer, size: int) -> None:
     if pointer.ptr + size > pointer.mem.begin + pointer.mem.nbytes:
         raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
+
+
+def _note_copy(address: int, stream: Stream) -> None:
+    if stream.capture is None:
+        known = machine.host
+        machine.copies[:] = [c for c in machine.copies if known.get(c[1], 0) < c[2]]
+        machine.copies.append((address, stream.number, stream.sequence))
 
 
 def _address(mem: Any) -> int:
@@ -398,6 +691,13 @@ def _address(mem: Any) -> int:
 def _bytes(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     """Return the memory of this process at an address."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def _copying(into: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> Action:
+    def copy() -> None:
+        into[...] = source
+
+    return copy
 
 
 def _arrival(into: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> Callable[[], None]:
@@ -422,6 +722,28 @@ def empty_pinned(shape: Any, dtype: Any = float, order: Any = "C") -> np.ndarray
     _pin(made.ctypes.data, made.nbytes)
     weakref.finalize(made, machine.pinned.pop, made.ctypes.data, None)
     return made
+
+
+class PinnedMemory(bytearray):
+    """What ``cupy.cuda.alloc_pinned_memory`` returns."""
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemory:
+    """Return pinned memory of the host; what is freed during a copy is reported."""
+    made = PinnedMemory(size)
+    address = np.frombuffer(made, np.uint8).ctypes.data
+    _pin(address, size)
+    weakref.finalize(made, _freed, address, size, machine.pinned)
+    return made
+
+
+def _freed(address: int, size: int, pinned: dict[int, int]) -> None:
+    pinned.pop(address, None)
+    copies = [*machine.copies]
+    for begin, number, sequence in copies:
+        done = machine.host.get(number, 0) >= sequence
+        if not done and address <= begin < address + size:
+            ledger.hazards.append(f"{size} bytes of pinned memory were freed during a copy")
 
 
 def zeros_pinned(shape: Any, dtype: Any = float, order: Any = "C") -> np.ndarray[Any, Any]:

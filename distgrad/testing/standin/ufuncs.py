@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.testing.standin.array import TABLE, bare, check_operand, ndarray, placed
+from distgrad.testing.standin.array import (
+    TABLE,
+    bare,
+    check_operand,
+    done,
+    ndarray,
+    placed,
+    refuse_cublas,
+)
 from distgrad.testing.standin.ledger import ledger
 
 
@@ -41,11 +49,20 @@ class ufunc:
         options = {"casting": casting} | ({} if dtype is None else {"dtype": dtype})
         if targets:
             options["out"] = bare(targets)
-        with np.errstate(all="ignore"):
-            result = self.native(*bare(args), **options)
-        parts = result if isinstance(result, tuple) else (result,)
-        found = tuple(placed(part, targets, row_major=True) for part in parts)
-        return found if self.nout > 1 else found[0]
+        if self.__name__ == "matmul":
+            refuse_cublas("matmul", *args)
+        operands = bare(args)
+
+        def compute() -> Any:
+            return self.native(*operands, **options)
+
+        def give(result: Any) -> Any:
+            parts = result if isinstance(result, tuple) else (result,)
+            found = tuple(placed(part, targets, row_major=True) for part in parts)
+            return found if self.nout > 1 else found[0]
+
+        compute.__name__ = self.__name__
+        return done(compute, give)
 
     def _check_types(self, args: Sequence[Any]) -> None:
         """Raise where CuPy has no loop for these types, or one with another result."""
