@@ -130,7 +130,7 @@ def main() -> None:
     if options.worker:
         worker(options.repeats)
         return
-    from namespaces import Hosts, possible
+    from distgrad.testing.hosts import Hosts, possible
 
     if not possible():
         sys.exit("overlap.py: makes network namespaces, which needs root on Linux")

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from namespaces import Hosts, possible
+from distgrad.testing.hosts import Hosts, possible
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from distgrad.launch.jobs.scaling import Network, Step, crowded, exposed_s, predicted_s

@@ -138,6 +138,25 @@ TABLE = (
         "whether MPI takes memory of a GPU (auto: if it says so)",
     ),
     Switch(
+        "relu_epilogue", "engine", flag, False, "", "linear layers on a GPU do the ReLU after them"
+    ),
+    Switch(
+        "gpu_window",
+        "engine",
+        _NUMBER,
+        32.0,
+        "MIB",
+        "of GPU memory for ranks that share a GPU, on each channel; 0: they go by the host",
+    ),
+    Switch(
+        "plan_folder",
+        "engine",
+        str,
+        "~/.cache/distgrad/cudnn",
+        "DIR",
+        "where compiled plans of cuDNN are kept between runs; empty: nowhere",
+    ),
+    Switch(
         "loader_workers",
         "engine",
         one_of("threads", "fork", "spawn", "forkserver"),
@@ -152,6 +171,20 @@ TABLE = (
     Switch("run_dir", "launch", str, None, "DIR", "run directory (default: runs/TIME-NAME)"),
     Switch("threads", "launch", _COUNT, None, "N", "BLAS threads of a rank (default: share cores)"),
     Switch("determinism", "launch", _SAME, None, "off|run|world", "where bits are the same"),
+    Switch("max_restarts", "launch", number(int, 0), None, "N", "supervise, restart up to N times"),
+    Switch("min_ranks", "launch", _COUNT, None, "N", "go on while so many ranks are left"),
+    Switch("stall_timeout", "launch", _NUMBER, 300.0, "S", "supervise, end what hangs (0: no)"),
+    Switch("start_timeout", "launch", _NUMBER, 120.0, "S", "until all ranks must have begun"),
+    Switch("exit_timeout", "launch", _NUMBER, 15.0, "S", "that ranks have to exit at the end"),
+    Switch(
+        "orphans",
+        "launch",
+        one_of("end", "finish"),
+        "end",
+        "end|finish",
+        "what supervised ranks do if the supervisor was killed",
+    ),
+    Switch("ssh", "launch", str, "ssh", "PROGRAM", "what reaches other hosts"),
     Switch("as_torch", "launch", flag, False, "", "let import torch mean distgrad"),
     # how to run a job
     Switch("job", "run", str, "textgpt", "NAME", "built-in job, or dotted path of your own"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy
 
+from distgrad.alive import largest_tensors
+
 
 class DistgradError(Exception):
     """Base of every error that distgrad raises on purpose."""
@@ -42,6 +44,10 @@ class OutOfMemoryError(AcceleratorError, MemoryError):
     """An array that the memory of its device has no room for."""
 
 
+class CaptureError(AcceleratorError):
+    """Work that cannot be part of a CUDA graph, or a graph in the wrong state."""
+
+
 class GradError(DistgradError, RuntimeError):
     """A use of autograd that has no meaning, such as a second pass through a freed graph."""
 
@@ -68,6 +74,14 @@ class IndexOutOfRange(DistgradError, IndexError):
 
 class DistributedError(DistgradError, RuntimeError):
     """A failure or a disagreement between ranks."""
+
+
+class RankLost(DistributedError):
+    """Another rank has ended; where MPI survives that, `shrink` lets the others go on."""
+
+
+class JobLost(DistributedError):
+    """Ranks have ended, and those that are left cannot go on."""
 
 
 class CheckpointError(DistgradError, RuntimeError):
@@ -137,10 +151,7 @@ def _reason(
     if type(error).__name__ == "AxisError":
         return IndexOutOfRange, _axis_text(error, operands)
     if isinstance(error, MemoryError):
-        return (
-            OutOfMemoryError,
-            f"out of memory ({text}); use a smaller batch or free tensors first",
-        )
+        return OutOfMemoryError, _out_of_memory(text)
     if "broadcast" in text or "core dimension" in text or "aligned" in text:
         return ShapeError, _broadcast_text(op, operands, text)
     if "not supported for the input types" in text:
@@ -150,6 +161,17 @@ def _reason(
         if isinstance(error, kind.__mro__[2]):
             return kind, text
     return ShapeError, text or type(error).__name__
+
+
+def _out_of_memory(text: str) -> str:
+    """Return what failed, what holds memory, and what helps."""
+    held = largest_tensors()
+    return (
+        f"out of memory ({text or 'the system gives no more'})"
+        + (f"; the largest tensors alive are {held}" if held else "")
+        + "; use a smaller batch with more accumulation steps, drop tensors that are not needed, "
+        "or recompute activations with utils.checkpoint"
+    )
 
 
 def _dtypes(operands: Mapping[str, object]) -> str:

@@ -497,11 +497,11 @@ class Tensor:
                 f"item({self._brief()}): a Tensor with {self.array.size} elements cannot be "
                 "converted to Scalar; reduce it first (.sum(), .mean()) or index one element"
             )
-        return self.array.item()
+        return _read(self.array).item()
 
     def tolist(self) -> Any:
         """Return nested lists of Python numbers, or one number for a zero-dimensional tensor."""
-        return self.array.tolist()
+        return _read(self.array).tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         """Return the NumPy array that shares this tensor's memory.
@@ -552,7 +552,7 @@ class Tensor:
                 f"{'no values' if not self.array.size else 'more than one value'} is ambiguous; "
                 "use .any() or .all()"
             )
-        return bool(self.array.item())
+        return bool(_read(self.array).item())
 
     def __float__(self) -> float:
         return float(self._real())
@@ -569,7 +569,7 @@ class Tensor:
                 f"float({self._brief()}): only one element tensors can be converted to Python "
                 "scalars; reduce it first (.sum(), .mean()) or index one element"
             )
-        value = self.array.item()
+        value = _read(self.array).item()
         if not isinstance(value, complex):
             return value
         if value.imag:
@@ -585,7 +585,7 @@ class Tensor:
                 f"index({self._brief()}): only integer tensors of a single element can be "
                 "converted to an index"
             )
-        return int(self.array.item())
+        return int(_read(self.array).item())
 
     def __len__(self) -> int:
         if not self.array.ndim:
@@ -664,6 +664,13 @@ _STATE = frozenset(
     ["_base", "_view", "_replay", "_hooks", "_post_hooks", "_retains", "_unseen", "_detached_at",
      "_is_number", "_storage", "_custom_view", "_grad_buffer", "_accumulator", "_inference"]
 )  # fmt: skip
+
+
+def _read(array: Any) -> Any:
+    """Return ``array``, whose numbers the host reads: time to ask what a GPU found wrong."""
+    if type(array) is not ndarray and not hasattr(array, "below"):
+        _device.array_namespace(array).check(array)
+    return array
 
 
 def _refuse_deletion(name: str) -> NoReturn:

@@ -18,7 +18,7 @@ torch.nn.parallel.distributed torch.nn.parameter torch.optim torch.optim.adamw
 torch.optim.lr_scheduler torch.optim.optimizer torch.optim.swa_utils torch.utils torch.utils.data
 torch.utils.data.dataloader torch.utils.data.dataset torch.utils.data.distributed
 torch.utils.data.sampler torch.utils.checkpoint torch.utils.hooks torch.utils._pytree
-torch.utils.benchmark torch.utils.dlpack torch.utils.model_zoo torch.autograd
+torch.utils.benchmark torch.utils.dlpack torch.utils.model_zoo torch.autograd torch.cuda.graphs
 torch.autograd.function torch.autograd.functional torch.autograd.profiler torch.autograd.variable
 torch.amp torch.amp.autocast_mode torch.amp.grad_scaler torch.cuda torch.cuda.amp torch.cuda.nvtx
 torch.backends torch.backends.cudnn torch.backends.mps torch.backends.cuda torch.mps torch.xpu

@@ -289,3 +289,12 @@ def test_a_gradient_has_the_dtype_of_its_leaf_when_dtypes_mix():
     (x * y).sum().backward()
     assert x.grad.dtype is dg.float32
     assert y.grad.dtype is dg.float64
+
+
+def test_a_conversion_keeps_nothing_of_what_it_converts():
+    x = dg.ones(4, requires_grad=True) * 2
+    y = x.to(dg.float64)
+    assert y.grad_fn._saved_input_dtype == np.dtype("float32")
+    with dg.no_grad():
+        x.mul_(3)  # would be refused if backward needed the numbers
+    y.sum().backward()

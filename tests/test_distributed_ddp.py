@@ -262,3 +262,22 @@ def test_samples_of_a_backward_that_failed_are_not_counted():
         return layers[1].weight.grad.item()
 
     assert run_ranks(2, body) == [3.0, 3.0]
+
+
+def test_buffers_are_the_same_though_ranks_have_different_numbers_of_shards():
+    def body(group):
+        net = dg.nn.Sequential(dg.nn.Linear(4, 3), dg.nn.BatchNorm1d(3))
+        ddp = DistributedDataParallel(
+            net, process_group=group, determinism="world", shards=4, reduction="sum"
+        )
+        before = []
+        for _ in range(2):
+            ddp.zero_grad()
+            for shard in ddp.reducer.local_shards:
+                before.append(net[1].running_mean.numpy().copy())
+                ddp(x_of(shard, 5).float()).sum().backward()
+        return before[0], before[-1]
+
+    results = run_ranks(3, body)
+    for first, _ in results:
+        np.testing.assert_array_equal(first, results[0][0])

@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_behind(whole):
     names = {p.name for p in run.iterdir()}
     assert {"config.json", "env.json", "metrics.jsonl", "loss.svg", "checkpoints", "logs"} <= names
     steps = {p.name for p in (run / "checkpoints").iterdir()}
-    assert steps == {"step_00000004", "step_00000008", "step_00000012", "latest"}
+    assert steps == {"step_00000004", "step_00000008", "step_00000012", "latest", "best"}
     assert "bigram" in out
     assert "sample" in out
 
@@ -133,7 +133,7 @@ def test_a_signal_saves_the_step_and_exits_75(whole, text, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     saved = int(re.search(r"saved step (\d+) of 4000", out).group(1))
-    assert (run / "checkpoints" / f"step_{saved:08d}" / "state.json").is_file()
+    assert (run / "checkpoints" / f"step_{saved:08d}" / "index.json").is_file()
     assert metrics(run)[-1]["step"] == saved
 
 
@@ -187,6 +187,11 @@ def test_a_torn_checkpoint_is_named_and_left_alone(whole, text, tmp_path):
     assert code == 1
     assert "model.safetensors is damaged" in err
     assert "step_00000008" in err
+    code, out, err = launch(*SMALL, "--data", text, "--run-dir", run, "--resume", "auto", ranks=2)
+    assert code == 0, err
+    assert "step_00000012 is skipped: " in out
+    assert "goes on after step 8" in out
+    assert metrics(run)[-1]["sha256"] == metrics(whole[0])[-1]["sha256"]
 
 
 def test_digits_reaches_98_percent(tmp_path):

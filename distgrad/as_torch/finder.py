@@ -102,6 +102,8 @@ class TorchLoader(Loader):
         for source in map(importlib.import_module, self.sources):
             made += [vars(source)["__getattr__"]] if "__getattr__" in vars(source) else []
             names["__doc__"] = source.__doc__
+            if type(source) is not ModuleType:  # some of its names are properties
+                module.__class__ = type(source)
             names.update((n, v) for n, v in vars(source).items() if _is_for_users(n, v))
             names["__all__"] = [*names.get("__all__", []), *getattr(source, "__all__", [])]
         if not names["__all__"]:

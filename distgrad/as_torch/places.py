@@ -29,6 +29,8 @@ _FAMILIES = {
     "parametrize prune rnn spectral_norm stateless weight_norm",
     "utils.data": "dataset dataloader sampler distributed",
     "distributed": "distributed_c10d",
+    "distributed.checkpoint": "default_planner filesystem metadata planner state_dict_loader "
+    "state_dict_saver stateful",
     "nn.parallel": "distributed",
     "profiler": "profiler",
     "_dynamo": "_trace_wrapped_higher_order_op config decorators eval_frame",
@@ -44,6 +46,7 @@ _ELSEWHERE = {
     "amp.autocast_mode": "amp",
     "cuda.amp.grad_scaler": "cuda.amp",
     "cuda.amp.autocast_mode": "cuda.amp",
+    "cuda.graphs": "cuda",
     "autograd.grad_mode": "autograd",
     "autograd.anomaly_mode": "autograd.anomaly",
     "storage": "ops.storage",

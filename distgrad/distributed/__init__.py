@@ -80,6 +80,7 @@ from distgrad.distributed.progress import (
     start_progress,
 )
 from distgrad.distributed.reduce_op import ReduceOp, supports_complex
+from distgrad.distributed.shrink import shrink
 from distgrad.distributed.subgroups import (
     GroupMember,
     get_backend,
@@ -95,7 +96,7 @@ from distgrad.distributed.subgroups import (
     split_group,
 )
 from distgrad.distributed.threads import run_ranks
-from distgrad.errors import DistributedError
+from distgrad.errors import DistributedError, JobLost, RankLost
 from distgrad.later import later
 
 if TYPE_CHECKING:
@@ -135,11 +136,13 @@ __all__ = [
     "HashStore",
     "InlineProgress",
     "Job",
+    "JobLost",
     "P2POp",
     "PrefixStore",
     "ProcessGroup",
     "Progress",
     "QueueEmptyError",
+    "RankLost",
     "ReduceOp",
     "Store",
     "TCPStore",
@@ -210,6 +213,7 @@ __all__ = [
     "scatter_object_list",
     "send",
     "send_object_list",
+    "shrink",
     "split_group",
     "start_progress",
     "supports_complex",

@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from distgrad.backend import capture as captures
 from distgrad.backend.device import array_namespace, device, device_of
 from distgrad.distributed.group import ProcessGroup
-from distgrad.distributed.nccl import Link, Turn
+from distgrad.distributed.nccl import AnyLink, Turn
 from distgrad.distributed.reduction import Common
 from distgrad.distributed.shared import ALIGNMENT, Slab
 from distgrad.distributed.staging import Passage, Stage, Staged, pin, pinned_zeros
@@ -97,19 +98,23 @@ class Ways:
 
     Args:
         group: the ranks.
-        link: NCCL between them; None goes by way of the host.
+        link: NCCL or windows between them; None goes by way of the host.
         slab: common memory of the ranks of a host, which copies go to and from.
+        tree: which shards the ranks have.
     """
 
-    def __init__(self, group: ProcessGroup, link: Link | None, slab: Slab | None) -> None:
+    def __init__(
+        self, group: ProcessGroup, link: AnyLink | None, slab: Slab | None, tree: Tree
+    ) -> None:
         self.group, self.link, self._slab = group, link, slab
+        self._parts = [part[0] for part in tree.parts]
         self._stages: dict[device, Stage] = {}
 
     def turn(self, place: device) -> Turn | None:
-        """Return a turn at NCCL for arrays on a GPU, if it connects that one."""
+        """Return a turn at the link for arrays on a GPU, if it connects that one."""
         if self.link is None or self.link.index != place.index:
             return None
-        return self.link.turn()
+        return Turn(self.link, self._parts)
 
     def passage(self, place: device) -> Passage:
         """Return the way of arrays on a GPU to the host, whose memory is pinned from then on."""
@@ -238,6 +243,11 @@ class Summed(Flat):
             return [self.wire] if self.tail else []
         if self._passage is None:
             return arrays
+        captures.refuse(
+            f"all_reduce({self.describe()})",
+            "these ranks bring their gradients to each other by way of the host",
+            'give each rank a GPU of its own, and take determinism "run" or "off"',
+        )
         hosts = [*self.sums[: len(arrays) - 1], self.wire]
         for host in hosts[:-1]:
             host[self.values.size :] = 0
@@ -329,13 +339,13 @@ class Memory:
     """
 
     def __init__(
-        self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int, link: Link | None = None
+        self, group: ProcessGroup, tree: Tree, nbytes: int, arrays: int, link: AnyLink | None = None
     ) -> None:
         self.tree, self.hosts = tree, group.hosts
         room = (1 + tree.waiting) * (nbytes + arrays * ALIGNMENT)
         self.slab = group.shared_memory(room, 2 * arrays)  # each plan has signals of its own
         self.here = next(ranks for ranks in group.hosts if group.rank in ranks)
-        self.ways = Ways(group, link, self.slab)
+        self.ways = Ways(group, link, self.slab, tree)
 
     def reuse(self) -> None:
         """Let the next arrays lie where the first ones do."""

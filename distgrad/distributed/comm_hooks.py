@@ -233,6 +233,10 @@ class HookedReduction:
         self._wire = Wire(reducer.group, reducer._progress, len(reducer.named) + 1)
         self._each: float | None = None  # N' / P
 
+    def for_reducer(self, reducer: Reducer) -> HookedReduction:
+        """Return the same for another reducer."""
+        return HookedReduction(reducer, self._state, self._hook)
+
     def launch(self, bucket: Summed) -> None:
         """Weigh a bucket and give it to the hook; its job takes the result."""
         reducer = self._reducer

@@ -70,7 +70,7 @@ class FailureHooks:
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
-        self._status = 0
+        self.status = 0
         self._sequence = 0
         self._exit = sys.exit
 
@@ -91,13 +91,13 @@ class FailureHooks:
             _end(self.group, 1, args.exc_value)
 
     def _on_exit(self, status: object = None, /) -> NoReturn:
-        self._status = exit_status(SystemExit(status))
+        self.status = exit_status(SystemExit(status))
         self._sequence = self._communicated()
         self._exit(status)  # type: ignore[arg-type]  # sys.exit takes anything
 
     def _at_exit(self) -> None:
-        if self._status and self._sequence == self._communicated():
-            self.group.abort(self._status, f"sys.exit({self._status})")
+        if self.status and self._sequence == self._communicated():
+            self.group.abort(self.status, f"sys.exit({self.status})")
 
     def _communicated(self) -> int:
         return sum(sibling.sequence for sibling in self.group.siblings.values())
@@ -113,6 +113,11 @@ def install_failure_hooks(group: ProcessGroup) -> None:
     else:
         _hooks.append(FailureHooks(group))
         _hooks[0].install()
+
+
+def leaving_status() -> int:
+    """Return the status that ``sys.exit`` was called with, 0 without a call."""
+    return _hooks[0].status if _hooks else 0
 
 
 def _end(group: ProcessGroup, status: int, error: BaseException) -> NoReturn:

@@ -17,7 +17,7 @@ from distgrad.backend.device import device_of
 from distgrad.distributed.bucket import Flat
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.halves import gather_parts
-from distgrad.distributed.nccl import meet
+from distgrad.distributed.nccl import Turn, meet
 from distgrad.distributed.progress import Progress
 from distgrad.distributed.reduction import PHASES, Exchange, Reduction
 from distgrad.distributed.staging import Passage, Stage, Staged, pinned_zeros
@@ -76,7 +76,7 @@ class Gathering:
         index = device_of(values).index or 0
         link = meet(self.channel, index, "parameters").link
         if link is not None:
-            turn = link.turn()
+            turn = Turn(link)
             turn.take()
             turn.gather_slices(call, values, flat.owned)
             return _Open(flat, None, turn.arrive)
@@ -111,6 +111,10 @@ class Gathering:
             return Reduction(x, gather_parts(x, flat.owned))
 
         return begin
+
+    def forget(self) -> None:
+        """Let arrays be torn that are not whole: a rank that had a part of them has ended."""
+        self._open.clear()
 
     def wait(self, indices: Iterable[int] | None = None) -> None:
         """Return when the arrays of these numbers, by default all, are whole."""

@@ -91,6 +91,7 @@ class ProcessGroup(ABC):
         self.barriers = 0  # monitored ones
         self.agenda = Agenda()  # one for all groups of this rank that stem from another
         self.ranks = tuple(range(size))  # the members' numbers in the default group
+        self.origins = self.ranks  # and in the job as it began, before any rank was lost
         self.description = ""
         self.children: list[ProcessGroup] = []  # sub-groups, which end with this group
         self.closed = False
@@ -150,6 +151,7 @@ class ProcessGroup(ABC):
         for sibling in made.siblings.values():
             sibling.agenda = self.agenda
             sibling.ranks = tuple(self.ranks[place] for place in places)
+            sibling.origins = tuple(self.origins[place] for place in places)
             sibling.description, sibling.nccl_wanted = description, self.nccl_wanted
         self.children.append(made)
         return made

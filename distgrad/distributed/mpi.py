@@ -8,17 +8,19 @@ error in words, and so that four ranks on two cores leave each other room.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from distgrad.config import switch
-from distgrad.distributed import board, shared
+from distgrad.distributed import board, shared, ulfm
 from distgrad.distributed.cuda_aware import takes_gpu_memory
 from distgrad.distributed.env import WorldHint, find_mpirun, world_from_env
 from distgrad.distributed.group import (
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _abandoned: list[tuple[object, object]] = []
 
 _SECOND_S = 0.5
+_IN_TURN_S = 0.05
 _TAGS = 0x3FFF  # MPI grants 15 bits at least
 
 
@@ -56,9 +59,16 @@ class MpiGroup(ProcessGroup):
 
     backend = "mpi"
 
-    def __init__(self, comm: MPI.Intracomm, host: MPI.Comm, name: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        host: MPI.Comm,
+        name: str,
+        timeout_s: float,
+        family: ulfm.Family | None,
+    ) -> None:
         super().__init__(comm.rank, comm.size, host.rank, host.size, name, timeout_s)
-        self.comm, self.host = comm, host
+        self.comm, self.host, self.family = comm, host, family
         self._mpi = start_mpi()
         self.thread_safe = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
 
@@ -66,8 +76,23 @@ class MpiGroup(ProcessGroup):
         """End all processes of the job with exit status ``code``, saying ``reason`` on stderr."""
         print(f"[rank {self.rank}] abort({code}): {reason}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        self._mpi.COMM_WORLD.Abort(code)
+        if self.family is not None and not self._is_last():
+            os.kill(os.getpid(), signal.SIGKILL)  # Abort ends nobody, and nobody notices an exit
+        if self.family is None:
+            self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # MPICH's Abort may return before the process is killed
+
+    def _is_last(self) -> bool:
+        """Return whether all other ranks have ended.
+
+        Ranks that end at the same time do so in turn, as the last one has to say with which status:
+        mpirun takes the end of ranks that were all killed for a success.
+        """
+        time.sleep(min(_IN_TURN_S * self.rank, _SECOND_S))
+        failed = self.comm.Get_failed()
+        count = int(failed.size)
+        failed.Free()
+        return count == self.size - 1
 
     def close(self) -> None:
         """Release the communicators. A message still under way keeps its own alive."""
@@ -75,6 +100,9 @@ class MpiGroup(ProcessGroup):
             return
         super().close()
         if self._mpi.Is_finalized():
+            return
+        if self.family is not None and self.family.revoked:
+            self.leave()
             return
         if self.watch is not None:
             self.watch.close()
@@ -84,8 +112,21 @@ class MpiGroup(ProcessGroup):
             sibling.comm.Free()
         self.host.Free()
 
+    def leave(self) -> None:
+        """Let go of a group of which a rank has ended; waits for nobody.
+
+        Its communicators stay: to free one takes all of its ranks.
+        """
+        super().close()
+        if self.watch is not None:
+            self.watch.leave_alone()
+
     def _share(self, nbytes: int, signals: int) -> Slab | None:
         self.barrier()  # MPI blocks below, so all must be here before
+        with self._blocking("shared_memory()"):
+            return self._shared(nbytes, signals)
+
+    def _shared(self, nbytes: int, signals: int) -> Slab | None:
         host, (part, row) = self.host, shared.room_of(nbytes, signals)
         path = host.bcast(shared.new_file(part * host.size) if host.rank == 0 else "")
         memory = shared.attached(path, part, host.rank, host.size)
@@ -102,12 +143,13 @@ class MpiGroup(ProcessGroup):
         control = self.channel("control")
         assert isinstance(control, MpiGroup)
         _meet(control, places)
-        everyone = control.comm.Get_group()
-        chosen = everyone.Incl(list(places))
-        made = control.comm.Create_group(chosen, zlib.crc32(repr(places).encode()) & _TAGS)
-        group = _watched(_group_of(made, timeout_s), made)
-        for handle in (chosen, everyone, made):
-            handle.Free()
+        with self._blocking(f"new_group({list(places)})"):
+            everyone = control.comm.Get_group()
+            chosen = everyone.Incl(list(places))
+            made = control.comm.Create_group(chosen, zlib.crc32(repr(places).encode()) & _TAGS)
+            group = group_of(made, timeout_s, self.family)
+            for handle in (chosen, everyone, made):
+                handle.Free()
         return group
 
     def takes_gpu_memory(self) -> bool:
@@ -115,9 +157,24 @@ class MpiGroup(ProcessGroup):
         return takes_gpu_memory(self._mpi)
 
     def _poll(self) -> None:
-        """Give transfers a push while this rank waits for a signal in common memory."""
-        self.comm.Iprobe()
+        """Give transfers a push while this rank waits for a signal in common memory.
+
+        Raises:
+            RankLost: a rank has ended, which the memory does not tell.
+        """
+        try:
+            self.comm.Iprobe()
+        except self._mpi.Exception as error:
+            raise self._failed("wait for a rank of this host", error) from error
         self.agenda.push()
+
+    @contextmanager
+    def _blocking(self, call: str) -> Iterator[None]:
+        """Put errors of MPI into words."""
+        try:
+            yield
+        except self._mpi.Exception as error:
+            raise self._failed(call, error) from error
 
     def _agree(self, call: str) -> None:
         check_same(self, call, b"")
@@ -130,6 +187,8 @@ class MpiGroup(ProcessGroup):
             raise self._failed(transfer.call, error) from error
 
     def _failed(self, call: str, error: Exception) -> DistributedError:
+        if self.family is not None and self.family.tells(error, self.comm):
+            return self.family.lost(f"{call} on channel {self.name!r}", self.comm)
         return DistributedError(
             f"{call} on channel {self.name!r}: rank {self.rank} of {self.size}: MPI says {error}; "
             "a rank has made another call, or has ended"
@@ -198,26 +257,37 @@ def mpi_group(comm: MPI.Intracomm | None = None, timeout_s: float = DEFAULT_TIME
 
     Ranks: all ranks of ``comm``.
     """
-    base = start_mpi().COMM_WORLD if comm is None else comm
-    return _watched(_group_of(base, timeout_s), base)
-
-
-def _group_of(base: MPI.Intracomm, timeout_s: float) -> MpiGroup:
-    """Return a group of the ranks of ``base`` without a watch."""
     mpi = start_mpi()
-    host = base.Split_type(mpi.COMM_TYPE_SHARED, key=base.rank)
+    base = mpi.COMM_WORLD if comm is None else comm
+    return group_of(base, timeout_s, None if ulfm.missing(mpi) else ulfm.Family(mpi))
+
+
+def group_of(base: MPI.Intracomm, timeout_s: float, family: ulfm.Family | None) -> MpiGroup:
+    """Return a group of the ranks of ``base``, whose communicators belong to ``family``."""
+    mpi = start_mpi()
+
+    def adopt(comm: Any) -> Any:
+        return comm if family is None else family.add(comm)
+
+    host = adopt(base.Split_type(mpi.COMM_TYPE_SHARED, key=base.rank))
     hosts: dict[int, list[int]] = {}
     for rank, leader in enumerate(base.allgather(host.bcast(base.rank))):
         hosts.setdefault(leader, []).append(rank)
 
+    origins = ulfm.members(mpi, base)
+
     def make(name: str) -> MpiGroup:
-        group = MpiGroup(base.Dup(), host, name, timeout_s)
-        group.hosts = list(hosts.values())
+        group = MpiGroup(adopt(base.Dup()), host, name, timeout_s, family)
+        group.hosts, group.origins = list(hosts.values()), origins
         return group
 
     group = link_channels(make)
     if len(hosts) == 1:
         _give_boards(group)
+    if group.thread_safe and group.size > 1:
+        watch = Watch(adopt(base.Dup()), group._mpi, switch("stall_s"))
+        for sibling in group.siblings.values():
+            sibling.watch = watch
     return group
 
 
@@ -229,15 +299,6 @@ def _give_boards(group: MpiGroup) -> None:
     if slab is not None:
         for name, half in zip(CHANNELS, halves, strict=True):
             group.siblings[name].board = board.Board(group.siblings[name], slab, half)
-
-
-def _watched(group: MpiGroup, base: MPI.Intracomm) -> MpiGroup:
-    """Return ``group`` with a watch, where MPI takes calls of several threads."""
-    if group.thread_safe and group.size > 1:
-        watch = Watch(base.Dup(), group._mpi, switch("stall_s"))
-        for sibling in group.siblings.values():
-            sibling.watch = watch
-    return group
 
 
 def _meet(group: ProcessGroup, places: Sequence[int]) -> None:
@@ -300,7 +361,7 @@ def _wrong_launcher(mpi: Any, hint: WorldHint, what: str) -> DistributedError:
     return DistributedError(
         f'init_process_group("mpi"): {hint.launcher} started {hint.size} ranks, but the MPI '
         f"library of mpi4py {what}. The library is {_library(mpi)!r}; the launcher speaks for "
-        f"{hint.launcher}, and mpirun on PATH is {_on_path()}. {_launcher_fix()}"
+        f"{hint.launcher}, and mpirun on PATH is {_on_path()}. {_launcher_fix(hint)}"
     )
 
 
@@ -319,7 +380,12 @@ def _on_path() -> str:
     )
 
 
-def _launcher_fix() -> str:
+def _launcher_fix(hint: WorldHint) -> str:
+    if hint.launcher == "Slurm":
+        return (
+            "Start the job with srun --mpi=pmi2 for an MPICH, --mpi=pmix for an Open MPI "
+            "(srun --mpi=list says what this Slurm has), or with mpirun in its allocation"
+        )
     beside = find_mpirun()
     if beside and os.path.dirname(beside) == os.path.dirname(sys.executable):
         return f"Start the job with {beside}, which belongs to this Python"

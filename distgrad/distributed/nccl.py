@@ -3,7 +3,9 @@
 Note [Which way]
     Ranks whose tensors lie on GPUs tell each other once, per group and channel, where these are.
     If all have one of their own and CuPy finds NCCL, tensors go from GPU to GPU. Otherwise, as with
-    ranks that share a GPU, which NCCL refuses, they go by way of the host; see `staging`.
+    ranks that share a GPU, which NCCL refuses, ranks of one host read each other's memory; see
+    `ipc`. Where CUDA does not let them, or they are on several hosts, tensors go by way of the
+    host; see `staging`.
 
 Note [Nobody waits for the GPU]
     A transfer waits, on its stream, for an event of the stream that computes; who uses the result
@@ -13,26 +15,30 @@ Note [Nobody waits for the GPU]
 
 Note [Bits of NCCL]
     The order of additions is NCCL's: the same bits for the same ranks and wires, which is
-    determinism "run". "world" takes the way by the host, whose order is that of `tree`.
+    determinism "run". "world" takes another way, whose order is that of `tree`.
 """
 
 from __future__ import annotations
 
 import platform
 import threading
-import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from distgrad.backend import capture as captures
 from distgrad.backend.device import device_of
+from distgrad.config import switch
+from distgrad.distributed import ipc
 from distgrad.distributed.collective import Steps, agreed, exchanged
+from distgrad.distributed.late import Lateness
 from distgrad.distributed.staging import cupy
+from distgrad.distributed.tree import Subtree, Tree
+from distgrad.distributed.work import Work
 from distgrad.errors import DeviceError, DistributedError
 from distgrad.tensor import Tensor
 from distgrad.typing import Array
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     from distgrad.distributed.group import ProcessGroup
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_LOOK_S = 0.02  # between two looks at a transfer
 _TYPES = {
     "int8": "INT8", "uint8": "UINT8", "int32": "INT32", "uint32": "UINT32", "int64": "INT64",
     "uint64": "UINT64", "float16": "FLOAT16", "float32": "FLOAT32", "float64": "FLOAT64",
@@ -110,13 +115,13 @@ class Gpus:
 
     Args:
         index: of this rank's.
-        link: NCCL, or None where tensors go by way of the host.
-        why: there is none.
+        link: NCCL or windows, None where tensors go by way of the host.
+        why: it is not NCCL, or there is none.
     """
 
     __slots__ = ("index", "link", "why")
 
-    def __init__(self, index: int, link: Link | None, why: str) -> None:
+    def __init__(self, index: int, link: AnyLink | None, why: str) -> None:
         self.index, self.link, self.why = index, link, why
 
     def close(self) -> None:
@@ -144,23 +149,84 @@ def meet(channel: ProcessGroup, index: int, what: str) -> Gpus:
         call = f"{what} on a GPU, for the first time"
         channel.submit(call, _meeting(channel, call, index, said)).wait()
         why = why_not([place for place, _ in said])
-        link = None if why or channel.size == 1 else Link(channel, index, said[0][1])
+        link: AnyLink | None = None
+        if why and channel.size > 1:
+            link, more = _windows(channel, index, [place for place, _ in said])
+            why += more
+        elif channel.size > 1:
+            link = Link(channel, index, said[0][1])
         gpus = channel.gpus = Gpus(index, link, why)
-        if why and channel.nccl_wanted and channel.rank == 0:
+        if why and link is None and channel.nccl_wanted and channel.rank == 0:
             warnings.warn(
                 f'init_process_group("nccl"): {why}; tensors go by way of the host instead',
                 stacklevel=2,
             )
     if gpus.link is not None and gpus.index != index:
         raise DeviceError(
-            f"{what} on cuda:{index}: this rank communicates with cuda:{gpus.index}, and NCCL "
-            f"connects one GPU of each rank; move the tensor to cuda:{gpus.index}"
+            f"{what} on cuda:{index}: this rank communicates with cuda:{gpus.index}, and "
+            f"{gpus.link.way} connects one GPU of each rank; move the tensor to cuda:{gpus.index}"
         )
     return gpus
 
 
-def link_of(channel: ProcessGroup, array: Array, what: str) -> Link | None:
-    """Return NCCL between the GPUs of such arrays; None for arrays of the host, or where is none.
+def _windows(
+    channel: ProcessGroup, index: int, places: Sequence[Place]
+) -> tuple[ipc.Link | None, str]:
+    """Return windows between ranks of one host that NCCL does not connect; or why there are none.
+
+    Ranks: all of the channel.
+    """
+    mebibytes = switch("gpu_window")
+    if len({place.host for place in places}) > 1:
+        return None, ", and the ranks are on several hosts"
+    said: list[Any] = []
+    call = "windows of GPU memory"
+    slab = channel.shared_memory(0, ipc.SIGNALS)
+    with cupy().cuda.Device(index):
+        window, offer = _offered(int(mebibytes * 2**20) if slab is not None else 0)
+        channel.submit(call, _telling(channel, call, offer, said)).wait()
+        opened, wrong = _opened(said, index)
+        heard: list[Any] = []
+        channel.submit(call, _telling(channel, call, wrong, heard)).wait()
+    why = next((f", and rank {r} has {text}" for r, text in enumerate(heard) if text), "")
+    if why or window is None or slab is None:
+        for each in opened:
+            each.close()
+        return None, why
+    return ipc.Link(channel, index, window, opened, slab), ""
+
+
+def _offered(nbytes: int) -> tuple[ipc.Window | None, ipc.Offer | str]:
+    """Return a window and its handles, or why there is none."""
+    if not nbytes:
+        return None, "no window of its GPU's memory"
+    try:
+        window = ipc.Window(nbytes)
+        return window, window.offer()
+    except (cupy().cuda.runtime.CUDARuntimeError, MemoryError) as error:
+        return None, f"no handles of its GPU's memory: {error}"
+
+
+def _opened(offers: Sequence[Any], index: int) -> tuple[list[ipc.Opened], str]:
+    """Return the windows of all ranks, and what went wrong."""
+    opened: list[ipc.Opened] = []
+    for rank, offer in enumerate(offers):
+        if isinstance(offer, str):
+            return opened, f"no window of rank {rank}, which has {offer}"
+        try:
+            opened.append(ipc.Opened(offer, index))
+        except (cupy().cuda.runtime.CUDARuntimeError, ipc.PeerError) as error:
+            return opened, f"no access to the GPU memory of rank {rank}: {error}"
+    return opened, ""
+
+
+def _telling(channel: ProcessGroup, call: str, value: object, into: list[Any]) -> Steps:
+    yield from agreed(channel, call)
+    yield from exchanged(channel, call, value, into)
+
+
+def link_of(channel: ProcessGroup, array: Array, what: str) -> AnyLink | None:
+    """Return what connects the GPUs of such arrays; None for arrays of the host, or where is none.
 
     Ranks: all of the channel, the first time.
     """
@@ -169,15 +235,27 @@ def link_of(channel: ProcessGroup, array: Array, what: str) -> Link | None:
     return meet(channel, device_of(array).index or 0, what).link
 
 
-def link_between(channel: ProcessGroup, tensors: Sequence[Tensor], determinism: str) -> Link | None:
-    """Return NCCL between the GPUs of the tensors, if its order of additions will do.
+def link_between(
+    channel: ProcessGroup, tensors: Sequence[Tensor], determinism: str, tree: Tree
+) -> AnyLink | None:
+    """Return what connects the GPUs of the tensors, if its order of additions will do.
+
+    Args:
+        channel: of the ranks.
+        tensors: any of them on GPUs.
+        determinism: "world" asks for the order of ``tree``.
+        tree: NCCL has an order of its own; windows have this one if each rank brings one sum.
 
     Ranks: all of the channel, with tensors on the same kinds of devices.
     """
     indices = [device_of(t.array).index for t in tensors if t.is_cuda]
-    if not indices or channel.size == 1 or determinism == "world":
+    if not indices or channel.size == 1:
         return None
-    return meet(channel, indices[0] or 0, "parameters").link
+    link = meet(channel, indices[0] or 0, "parameters").link
+    if determinism == "world":
+        whole = all(len(part) == 1 for part in tree.parts)
+        return link if isinstance(link, ipc.Link) and whole else None
+    return link
 
 
 def _meeting(channel: ProcessGroup, call: str, index: int, said: list[Any]) -> Steps:
@@ -198,6 +276,8 @@ class Link:
     Ranks: all of the channel.
     """
 
+    way = "NCCL"
+
     def __init__(self, channel: ProcessGroup, index: int, key: bytes) -> None:
         cuda = cupy().cuda
         nccl = self.nccl = nccl_module()
@@ -213,7 +293,7 @@ class Link:
                 ) from error
             self.stream = cuda.Stream(non_blocking=True)
         self._lock = threading.Lock()
-        self._watch = _Watch(self.comm, index, nccl.NcclError, f"rank {channel.rank}")
+        self._watch = Lateness(self.comm, index, nccl.NcclError, f"NCCL on rank {channel.rank}")
         self._end = weakref.finalize(self, self._watch.close)
 
     def close(self) -> None:
@@ -228,10 +308,6 @@ class Link:
         """
         if self._watch.error is not None:
             raise self._watch.error
-
-    def turn(self) -> Turn:
-        """Return the place of a call among the transfers."""
-        return Turn(self)
 
     def takes(self, dtype: Any, op: str) -> bool:
         """Return whether NCCL knows the dtype and the operation."""
@@ -257,17 +333,35 @@ class Link:
             turn.done.record(self.stream)
         turn.launched = True
         self.group.sequence += 1
-        self._watch.add(turn.done, call, self.group.timeout_s, arrays)
+        capture = captures.current()
+        if capture is None:
+            self._watch.add(turn.done, call, self.group.timeout_s, arrays)
+        else:  # the event is only recorded: each replay is watched instead
+            capture.keep((self, turn, arrays))
+            capture.before_replay(self.check)
+            capture.after_replay(self.watch_replay)
+
+    def watch_replay(self) -> None:
+        """Look after the transfers of a graph that was launched on the current stream."""
+        with cupy().cuda.Device(self.index):
+            done = cupy().cuda.get_current_stream().record(cupy().cuda.Event(disable_timing=True))
+        self._watch.add(done, "a captured step", self.group.timeout_s, ())
 
 
 class Turn:
-    """One call's place on a link: behind what the caller's stream has done, before what follows."""
+    """One call's place on a link: behind what the caller's stream has done, before what follows.
 
-    __slots__ = ("done", "launched", "link", "ready")
+    Args:
+        link: NCCL, or windows.
+        parts: the shards whose sum each rank brings; windows add in the order of their tree.
+    """
 
-    def __init__(self, link: Link) -> None:
+    __slots__ = ("done", "launched", "link", "parts", "ready", "work")
+
+    def __init__(self, link: AnyLink, parts: Sequence[Subtree] = ()) -> None:
         cuda = cupy().cuda
-        self.link, self.launched = link, False
+        self.link, self.parts, self.launched = link, parts, False
+        self.work: Work | None = None  # until all of the transfer is on the stream
         with cuda.Device(link.index):
             self.ready = cuda.Event(disable_timing=True)
             self.done = cuda.Event(disable_timing=True)
@@ -295,6 +389,9 @@ class Turn:
         self.link.check()
         if self.launched:
             self.launched = False
+            if self.work is not None:
+                self.work.wait()
+                self.work = None
             cupy().cuda.get_current_stream(self.link.index).wait_event(self.done)
 
     def run(
@@ -326,9 +423,10 @@ class Turn:
         sends: Sequence[int] = (),
         receives: Sequence[int] = (),
     ) -> Steps:
-        """Start the transfer; the host has nothing to wait for after that."""
+        """Start the transfer; the host waits for no GPU after that, at most for other hosts."""
         self.run(collective, call, source, target, op, peer, sends, receives)
-        yield from ()
+        if self.work is not None:
+            yield self.work
 
     def reduce_slices(self, call: str, flat: Array, owned: Sequence[slice]) -> None:
         """Leave in each rank's slice of ``flat`` the sum over the ranks."""
@@ -365,7 +463,7 @@ class _Move:
     """The calls of NCCL that make up each collective; what only moves, moves as bytes."""
 
     def __init__(
-        self, link: Link, source: Any, target: Any, op: str, peer: int,
+        self, link: AnyLink, source: Any, target: Any, op: str, peer: int,
         sends: Sequence[int], receives: Sequence[int],
     ) -> None:  # fmt: skip
         self.link, self.comm, self.stream = link, link.comm, link.stream.ptr
@@ -425,70 +523,8 @@ class _Move:
         self.link.nccl.groupEnd()
 
 
+AnyLink: TypeAlias = Link | ipc.Link
+
+
 def _at(array: Any) -> int:
     return int(array.data.ptr)
-
-
-class _Watch:
-    """Looks at transfers under way, in a thread that lives while there are any.
-
-    It keeps their arrays, so that nothing is freed while NCCL uses it.
-    """
-
-    def __init__(self, comm: Any, index: int, kind: type[Exception], who: str) -> None:
-        self._comm, self._index, self._kind, self._who = comm, index, kind, who
-        self._open: deque[tuple[Any, str, float, Sequence[Any]]] = deque()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self.error: DistributedError | None = None
-        self._closed = False
-
-    def add(self, done: Any, call: str, timeout_s: float, arrays: Sequence[Any]) -> None:
-        """Look after a transfer until the event ``done``."""
-        with self._lock:
-            self._open.append((done, call, time.monotonic() + timeout_s, arrays))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._serve, name="distgrad-nccl", daemon=True
-                )
-                self._thread.start()
-
-    def fail(self, call: str, reason: str) -> DistributedError:
-        """Abort everything and return the error that says why; later calls raise it too."""
-        self.error = DistributedError(
-            f"{call}: NCCL on {self._who}: {reason}; what it was to bring is wrong, so the ranks "
-            "must start again from a checkpoint"
-        )
-        self._comm.abort()
-        return self.error
-
-    def close(self) -> None:
-        """Release the communicator; what is under way is given up."""
-        with self._lock:
-            self._closed = True
-            self._open.clear()
-        if self.error is None:
-            self._comm.destroy()
-
-    def _serve(self) -> None:
-        cupy().cuda.Device(self._index).use()  # a thread begins with GPU 0
-        while self._look():
-            time.sleep(_LOOK_S)
-
-    def _look(self) -> bool:
-        """Drop transfers that are complete; return whether any is left."""
-        with self._lock:
-            while self._open and self._open[0][0].done:
-                self._open.popleft()
-            if not self._open or self._closed or self.error is not None:
-                self._open.clear()
-                self._thread = None
-                return False
-            _, call, deadline, _ = min(self._open, key=lambda one: one[2])
-        try:
-            self._comm.check_async_error()
-        except self._kind as error:
-            self.fail(call, str(error))
-        if time.monotonic() > deadline:
-            self.fail(call, "not complete in time, as another rank is late, stuck or has ended")
-        return True

@@ -125,7 +125,7 @@ def turn_of(group: ProcessGroup, function: str, op: str, *tensors: Tensor) -> An
     link = meet(group, index, f"{function}() of tensors").link
     if link is None:
         return Direct(index) if not op and group.takes_gpu_memory() else None
-    return None if op and not link.takes(tensors[0].array.dtype, op) else link.turn()
+    return None if op and not link.takes(tensors[0].array.dtype, op) else Turn(link)
 
 
 def message_turn(group: ProcessGroup, tensor: Tensor) -> Direct | None:

@@ -10,7 +10,7 @@ import numpy as np
 from distgrad.distributed.bucket import Flat
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.waiting import wait_for
-from distgrad.distributed.work import HostArray
+from distgrad.distributed.work import HostArray, Work
 
 Ranges: TypeAlias = Mapping[int, slice]
 """For each parameter of which a rank has something, by number: which of its elements."""
@@ -52,40 +52,80 @@ def redistribute(
     Ranks: a collective.
     Cost: each element travels at most once.
     """
-    known: dict[int, dict[str, Any]] = {}
-    for manifest in group.all_gather_object(_manifest(entries)):
-        for number, row in manifest.items():
-            known.setdefault(number, {}).update(row)
-    me = group.rank
+    return collect(group, list(enumerate(have)), want, {group.rank: entries})
+
+
+def collect(
+    group: ProcessGroup,
+    sources: Sequence[tuple[int, Ranges]],
+    want: Sequence[Ranges],
+    held: Mapping[int, Entries],
+) -> dict[int, dict[str, HostArray]]:
+    """Return the entries of the ranges that this rank wants, where ranks hold several sets.
+
+    Args:
+        group: the ranks.
+        sources: for each set, which rank holds it, and its ranges; on all ranks alike.
+        want: for each rank the ranges that it shall get; no two sets have the same of it.
+        held: the sets that this rank holds, by their place in ``sources``.
+
+    Ranks, Cost: as for `redistribute`.
+    """
+    known, me = _known_to_all(group, held.values()), group.rank
     result = {
         number: {name: _room(kind, where) for name, kind in known.get(number, {}).items()}
         for number, where in want[me].items()
     }
-    works, arriving, leaving = [], [], []
-    for step in range(1, group.size):
-        to, source = (me + step) % group.size, (me - step) % group.size
-        coming = list(_places(known, have[source], want[me], result, want[me]))
-        if coming:
-            box = np.empty(sum(part.nbytes for part in coming), np.uint8)
-            works.append(group.start_recv(box, source, 0, _CALL))
-            arriving.append((box, coming))
-        going = list(_places(known, have[me], want[to], entries, have[me]))
-        if going:
-            box = np.concatenate([part.view(np.uint8) for part in going])
-            works.append(group.start_send(box, to, 0, _CALL))
-            leaving.append(box)  # lives until it is sent
-    here = _places(known, have[me], want[me], entries, have[me])
-    there = _places(known, have[me], want[me], result, want[me])
-    for mine, target in zip(here, there, strict=True):
-        np.copyto(target, mine)
+    works: list[Work] = []
+    arriving, leaving = [], []
+    for tag, (holder, have) in enumerate(sources):
+        if holder != me:
+            coming = list(_places(known, have, want[me], result, want[me]))
+            if coming:
+                arriving.append((_start_box(works, group, coming, holder, tag), coming))
+            continue
+        for step in range(1, group.size):
+            to = (me + step) % group.size
+            going = list(_places(known, have, want[to], held[tag], have))
+            if going:
+                box = np.concatenate([part.view(np.uint8) for part in going])
+                works.append(group.start_send(box, to, tag, _CALL))
+                leaving.append(box)  # lives until it is sent
+        here = _places(known, have, want[me], held[tag], have)
+        there = _places(known, have, want[me], result, want[me])
+        for source, target in zip(here, there, strict=True):
+            np.copyto(target, source)
     for work in works:
         wait_for(work, group, group.timeout_s)
     for box, coming in arriving:
-        at = 0
-        for part in coming:
-            part.view(np.uint8)[...] = box[at : at + part.nbytes]
-            at += part.nbytes
+        _unpack(box, coming)
     return result
+
+
+def _known_to_all(group: ProcessGroup, held: Iterable[Entries]) -> dict[int, dict[str, Any]]:
+    """Return the dtypes, and the numbers, of what all ranks have together."""
+    known: dict[int, dict[str, Any]] = {}
+    mine = [_manifest(entries) for entries in held]
+    for manifest in (m for each in group.all_gather_object(mine) for m in each):
+        for number, row in manifest.items():
+            known.setdefault(number, {}).update(row)
+    return known
+
+
+def _start_box(
+    works: list[Work], group: ProcessGroup, coming: Sequence[HostArray], source: int, tag: int
+) -> HostArray:
+    """Start to receive as many bytes as there are in ``coming``, and return where."""
+    box = np.empty(sum(part.nbytes for part in coming), np.uint8)
+    works.append(group.start_recv(box, source, tag, _CALL))
+    return box
+
+
+def _unpack(box: HostArray, parts: Sequence[HostArray]) -> None:
+    at = 0
+    for part in parts:
+        part.view(np.uint8)[...] = box[at : at + part.nbytes]
+        at += part.nbytes
 
 
 def _manifest(entries: Entries) -> dict[int, dict[str, Any]]:

@@ -115,6 +115,8 @@ class Reducer:
         determinism: "off", "run" or "world"; see Note [Determinism].
         shards: V, of "world": how many backwards all ranks together make up one reduction.
         check_every: after how many reductions to compare the values of the parameters.
+        plan: which parameters share a bucket, on all ranks alike; default is about the reverse
+            order of registration.
 
     Ranks: all, with the same parameters; compared here, and every rank raises on a difference.
     Cost: one all-reduce of the gradients per synchronised backward, or per V of them.
@@ -129,6 +131,7 @@ class Reducer:
         determinism: str = "run",
         shards: int | None = None,
         check_every: int | None = None,
+        plan: list[list[int]] | None = None,
     ) -> None:
         """Compare and lay out the parameters, and hook their gradients."""
         self.named = [(n, p) for n, p in named if p.requires_grad]
@@ -154,7 +157,7 @@ class Reducer:
         check_same(group, "parameters of the model", _fingerprint(self))
         self.channel = group.channel("buckets")
         self._cap_mb, self._order = bucket_cap_mb, list[int]()
-        self.plan, self.version = plan_buckets(self.named, bucket_cap_mb), 0
+        self.plan, self.version = plan or plan_buckets(self.named, bucket_cap_mb), 0
         self._lay_out()
         self._next_step()
         self._progress = start_progress(self.channel) if group.size > 1 else None
@@ -165,7 +168,7 @@ class Reducer:
     def _allocate(self) -> None:
         """Take memory for the gradients."""
         params = [p for _, p in self.named]
-        link = link_between(self.channel, params, self.determinism)
+        link = link_between(self.channel, params, self.determinism, self.tree)
         nbytes = sum(p.array.nbytes for p in params if link is None or not p.is_cuda)
         longest = max(p.array.itemsize for _, p in self.named)
         self.tails = {
@@ -307,6 +310,7 @@ class Reducer:
 
     def close(self) -> None:
         """Remove the hooks and end the communication thread."""
+        self.gathering.forget()
         for handle in self._handles:
             handle.remove()
         if self._progress is not None:

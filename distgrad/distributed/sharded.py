@@ -35,7 +35,7 @@ from distgrad.backend.device import CPU, array_namespace, device, device_of, to_
 from distgrad.distributed.bucket import CAP_MB, Summed, Tail, Ways
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.halves import scatter_sums
-from distgrad.distributed.nccl import Link, Turn, link_between
+from distgrad.distributed.nccl import AnyLink, Turn, link_between
 from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
 from distgrad.distributed.reducer import Reducer
 from distgrad.distributed.reduction import PHASES, Common, Exchange, Reduction
@@ -154,7 +154,7 @@ class ShardedReducer(Reducer):
         group, place = self.channel, dict(enumerate(self.named))
         if not self.version:
             leaves = [p for _, p in self.named]
-            link = link_between(group, leaves, self.determinism)
+            link = link_between(group, leaves, self.determinism, self.tree)
             self._memory = _Memory(group, self.tree, leaves, self._cap_mb, link)
             self.tail = Tail(np.dtype(np.float64), group.size, len(self.named))
             self._end = np.zeros(self.tail.length)
@@ -325,7 +325,7 @@ class _Memory:
         tree: Tree,
         params: Sequence[Tensor],
         cap_mb: float | None,
-        link: Link | None,
+        link: AnyLink | None,
     ) -> None:
         self._group, self._tree = group, tree
         sizes = [p.array.nbytes for p in params]
@@ -335,7 +335,7 @@ class _Memory:
         room = regions * (self._largest + ALIGNMENT)
         room += tree.waiting * (sum(sizes) + len(params) * ALIGNMENT)
         self._slab = group.shared_memory(room, slots)
-        self._ways = Ways(group, link, self._slab)
+        self._ways = Ways(group, link, self._slab, tree)
 
     def attach(self, buckets: Sequence[ShardedBucket]) -> None:
         """Give buckets their memory, and take it from those before them."""

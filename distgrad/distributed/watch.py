@@ -80,6 +80,11 @@ class Watch:
         """Note that this thread no longer waits."""
         self._waits.pop(threading.get_ident(), None)
 
+    def call_of(self, thread: int | None) -> str:
+        """Return the call that ``thread`` waits in; empty if it does not wait."""
+        wait = self._waits.get(thread or 0)
+        return wait[0] if wait is not None else ""
+
     def check(self) -> None:
         """Raise if waiting is of no use.
 
@@ -93,6 +98,10 @@ class Watch:
         """End the thread."""
         self._over.set()
         self._thread.join(ANSWER_S)
+
+    def leave_alone(self) -> None:
+        """End the thread when it looks next, without waiting for it."""
+        self._over.set()
 
     # ------------------------------------------------------------------ the thread
     def _serve(self) -> None:
