@@ -31,8 +31,11 @@ _FAMILIES = (
 _SSH_OF_OPEN_MPI = "PRTE_MCA_plm_ssh_agent"
 _TIMEOUT_S = 20
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # in which mpirun reaches hosts by itself
-# OPENBLAS_CORETYPE chooses the kernels of BLAS, and with them the last bits
-_FORWARDED = ("DISTGRAD_", "_DISTGRAD_", "OPENBLAS_", "OMP_", "MKL_", "BLIS_")
+# OPENBLAS_CORETYPE chooses the kernels of BLAS, and with them the last bits; a rank that was not
+# told by OMPI_MCA_btl_tcp_if_include which network to take waits for the others on a wrong one
+_FORWARDED = (
+    "DISTGRAD_", "_DISTGRAD_", "OPENBLAS_", "OMP_", "MKL_", "BLIS_", "OMPI_MCA_", "UCX_", "FI_",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

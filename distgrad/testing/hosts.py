@@ -27,7 +27,7 @@ while [ "${{1#-}}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done
 host={mark}h${{1##*.}}; shift
 ip -n "$host" link show eth0 2>/dev/null | grep -q "state UP" || {{
     echo "ssh: connect to host port 22: No route to host" >&2; exit 255; }}
-exec ip netns exec "$host" sh -c "$*"
+exec ip netns exec "$host" unshare --uts sh -c "hostname $host; $*"
 """
 _COUNT = itertools.count()
 

@@ -51,9 +51,17 @@ def _cell(
     said: dict[str, list[str]] = {}
     for victim in sorted(found, key=_ORDER.index):
         outcome = found[victim]
-        word = _SHORT.get(outcome.verdict, f"**{outcome.verdict}**")
-        said.setdefault(word, []).append("–" if outcome.back_s is None else f"{outcome.back_s:.1f}")
-    return "; ".join(f"{word} {' / '.join(times)} s" for word, times in said.items())
+        times = said.setdefault(_word(outcome), [])
+        times += [] if outcome.back_s is None else [f"{outcome.back_s:.1f}"]
+    parts = [f"{word} {' / '.join(times)} s" if times else word for word, times in said.items()]
+    return "; ".join(parts)
+
+
+def _word(outcome: Outcome) -> str:
+    """Return what became of a job, in a word or two; one that nobody started again went on."""
+    if outcome.verdict == RECOVERED and outcome.back_s is None:
+        return "went on"
+    return _SHORT.get(outcome.verdict, f"**{outcome.verdict}**")
 
 
 def _summary(outcomes: Mapping[Fault, Outcome], seconds: float) -> str:
