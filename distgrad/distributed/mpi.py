@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _abandoned: list[tuple[object, object]] = []
 
 _SECOND_S = 0.5
+_DRAIN_S = 0.2  # Hydra drops what it has not forwarded when a rank aborts
 _IN_TURN_S = 0.05
 _TAGS = 0x3FFF  # MPI grants 15 bits at least
 
@@ -76,6 +77,8 @@ class MpiGroup(ProcessGroup):
         """End all processes of the job with exit status ``code``, saying ``reason`` on stderr."""
         print(f"[rank {self.rank}] abort({code}): {reason}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if self.size > 1:
+            time.sleep(_DRAIN_S)
         if self.family is not None and not self._is_last():
             os.kill(os.getpid(), signal.SIGKILL)  # Abort ends nobody, and nobody notices an exit
         if self.family is None:

@@ -57,7 +57,6 @@ OK, ERROR, USAGE, MISSED, PREEMPTED = 0, 1, 2, 3, 75
 # their text says all; where they rose says nothing
 _MESSAGE_ONLY = (CheckpointError, ConfigError, MissingExtra)
 _HEAD_START_S = 0.1  # a rank waits so long for each rank before it to report the same failure
-_DRAIN_S = 0.1  # Hydra drops what it has not forwarded when a rank aborts: 1 traceback in 40
 _DEFER_S = 0.4  # Open MPI ends all ranks when one exits with an error; rank 0 speaks before that
 _MERCY_S = 1.0  # a rank that is not the first to fail waits so long to be ended by the first
 
@@ -343,8 +342,6 @@ class Launch:
             with suppress(OSError), self.rundir.log(group.rank).open("a") as log:
                 log.write(text)
             time.sleep(_MERCY_S)
-        if group.size > 1:
-            time.sleep(_DRAIN_S)
         self._tidy(status)
         if status == LOST:  # all that are left end for the same reason
             sys.stdout.flush()
