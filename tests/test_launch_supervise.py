@@ -200,7 +200,8 @@ def test_wrong_settings_and_missed_expectations_are_not_tried_again(place):
 def test_restarts_are_counted(place):
     done = train(place, "kill", "--set", "always=yes", "--max-restarts", "0")
     assert done.returncode == 76
-    assert "ends with status 76: no restart is allowed: rank 1 (" in done.stderr
+    assert "ends with status 76: no restart is allowed: rank " in done.stderr
+    assert "rank 1 (" in done.stderr  # mpirun may have killed rank 0 before the next look
 
 
 def test_a_supervisor_needs_to_start_the_ranks_itself(place):

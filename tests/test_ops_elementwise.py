@@ -365,3 +365,9 @@ def test_an_option_may_be_a_tensor_of_one_number():
     assert x.tolist() == [0.0, -2.0]
     with pytest.raises(ShapeError, match="alpha"):
         dg.add(x, x, alpha=dg.tensor([1.0, 2.0]))
+    y = dg.ones(2, requires_grad=True)
+    two = dg.tensor(2.0)
+    (
+        dg.add(x, y, alpha=two) - dg.sub(x, y, alpha=two) + dg.addcdiv(x, y, y, value=two)
+    ).sum().backward()
+    assert type(y.grad.array) is np.ndarray and y.grad.tolist() == [4.0, 4.0]

@@ -85,7 +85,7 @@ def _no_bools(input: Any, other: Any) -> None:
     operator="+",
     inplace=True,
     d_input=lambda g: g,
-    d_other=lambda g, alpha: g if alpha == 1 else g * alpha,
+    d_other=lambda g, alpha: g if alpha == 1 else g * _number(alpha),
 )
 def add(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1) -> Array:
     """Return ``input + alpha * other``."""
@@ -99,7 +99,7 @@ def add(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1
     inplace=True,
     check=_no_bools,
     d_input=lambda g: g,
-    d_other=lambda g, alpha: g * -alpha,
+    d_other=lambda g, alpha: g * -_number(alpha),
 )
 def sub(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1) -> Array:
     """Return ``input - alpha * other``.
@@ -110,9 +110,14 @@ def sub(xp: Namespace, input: TensorLike, other: TensorLike, *, alpha: float = 1
     return xp.subtract(input, other if alpha == 1 else _scaled(xp, other, alpha))
 
 
+def _number(x: Any) -> Any:
+    """Return a number as it stands, or that of a tensor of one element."""
+    return x.item() if isinstance(x, Tensor) else x
+
+
 def _scaled(xp: Namespace, other: Any, alpha: Number) -> Any:
     """Return ``other * alpha`` in the dtype of ``other``."""
-    kind = other.dtype.kind
+    alpha, kind = _number(alpha), other.dtype.kind
     if isinstance(alpha, bool) and kind != "b":
         raise DtypeError("Boolean alpha only supported for Boolean results.")
     if isinstance(alpha, float | complex) and kind in "iub":
@@ -682,8 +687,8 @@ def rad2deg(xp: Namespace, input: Tensor) -> Array:
              case(integers(9, 3), integers(9, 3), integers(9, 3), value=2)],
     inplace=True,
     d_input=lambda g: g,
-    d_tensor1=lambda g, tensor2, value: g * (tensor2 * value),
-    d_tensor2=lambda g, tensor1, value: g * (tensor1 * value),
+    d_tensor1=lambda g, tensor2, value: g * (tensor2 * _number(value)),
+    d_tensor2=lambda g, tensor1, value: g * (tensor1 * _number(value)),
 )  # fmt: skip
 def addcmul(
     xp: Namespace, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
@@ -692,7 +697,8 @@ def addcmul(
     refuse("b", "addcmul", input)
     product = xp.multiply(tensor1, tensor2)
     if value != 1:
-        product = xp.multiply(product, checked_number(value, input.dtype))  # type: ignore[arg-type]
+        factor = checked_number(_number(value), input.dtype)  # type: ignore[arg-type]
+        product = xp.multiply(product, factor)
     return xp.add(input, product)
 
 
@@ -702,8 +708,10 @@ def addcmul(
              case(real_(2), real_(2), above_zero(2), value=-0.5)],
     inplace=True,
     d_input=lambda g: g,
-    d_tensor1=lambda g, tensor2, value: g * value / tensor2,
-    d_tensor2=lambda g, tensor1, tensor2, value: g * (tensor1 * -value) / (tensor2 * tensor2),
+    d_tensor1=lambda g, tensor2, value: g * _number(value) / tensor2,
+    d_tensor2=lambda g, tensor1, tensor2, value: (
+        g * (tensor1 * -_number(value)) / (tensor2 * tensor2)
+    ),
 )  # fmt: skip
 def addcdiv(
     xp: Namespace, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
@@ -715,7 +723,7 @@ def addcdiv(
             "or use input + value * trunc(tensor1 / tensor2)"
         )
     quotient = xp.divide(tensor1, tensor2)
-    return xp.add(input, quotient if value == 1 else quotient * value)
+    return xp.add(input, quotient if value == 1 else quotient * _number(value))
 
 
 @op(

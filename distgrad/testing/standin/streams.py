@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -541,23 +542,34 @@ def pointer(mem: Any, offset: int) -> MemoryPointer:
 
 
 # ---------------------------------------------------------------------- between ranks of a host
+def _handle(number: int) -> bytes:
+    """Return a handle of memory or of an event; it says whose it is."""
+    return number.to_bytes(56, "little") + os.getpid().to_bytes(8, "little")
+
+
 def ipc_get_mem_handle(devPtr: int) -> bytes:
     """Return what another process opens."""
     if not any(isinstance(m, RawMemory) and m.begin == devPtr for m in list(machine.memories)):
         raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
-    return devPtr.to_bytes(64, "little")
+    return _handle(devPtr)
 
 
 def ipc_get_event_handle(event: int) -> bytes:
     """Return what another process opens."""
     if not machine.events[event].interprocess:
         raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
-    return event.to_bytes(64, "little")
+    return _handle(event)
 
 
 def ipc_open(handle: bytes, flags: int = 1) -> int:
-    """Return the address, or the event, of a handle; here threads stand for processes."""
-    return int.from_bytes(handle, "little")
+    """Return the address, or the event, of a handle; here threads stand for processes.
+
+    Raises:
+        CUDARuntimeError: the handle is of another process, whose memory this stand-in has not.
+    """
+    if int.from_bytes(handle[56:], "little") != os.getpid():
+        raise CUDARuntimeError("cudaErrorMapBufferObjectFailed: mapping of buffer object failed")
+    return int.from_bytes(handle[:56], "little")
 
 
 def stream_wait_event(stream: int, event: int, flags: int = 0) -> None:
