@@ -27,8 +27,8 @@ from typing import NoReturn
 
 from distgrad.distributed.group import ProcessGroup
 
-_DELAY_S = 0.1
-_MAX_DELAY_S = 0.4
+_DELAY_S = 0.3
+_MAX_DELAY_S = 0.6
 
 
 def exit_status(error: BaseException) -> int:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _abandoned: list[tuple[object, object]] = []
 
 _SECOND_S = 0.5
-_DRAIN_S = 0.2  # Hydra drops what it has not forwarded when a rank aborts
+_DRAIN_S = 0.1  # Hydra drops what it has not forwarded when a rank aborts
 _IN_TURN_S = 0.05
 _TAGS = 0x3FFF  # MPI grants 15 bits at least
 
