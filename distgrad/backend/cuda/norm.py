@@ -40,10 +40,10 @@ def affine_types(x: Array, *affine: Array | None) -> dict[str, str] | None:
     return {"T": numbers, "W": type_name(kind) or ""}
 
 
-def _threads(x: Array, width: int, packs_each: int) -> int:
+def _threads(x: Array, width: int, packs_each: int, most_warps: int) -> int:
     """Return how many threads share a row, whole warps of them, to take 16 bytes so many times."""
     warps: int = -(-width * x.itemsize // (16 * 32 * packs_each))
-    return 32 * max(1, min(warps, 32))
+    return 32 * max(1, min(warps, most_warps))
 
 
 # ---------------------------------------------------------------------- forward
@@ -77,7 +77,7 @@ def _prepared(x: Array, shape: Shape) -> tuple[Any, ...]:
     rows = x.size // width if width else 0
     lead = x.shape[: x.ndim - len(shape)] + (1,) * len(shape)
     mean, rstd = cupy.empty(lead, sum_type(x)), cupy.empty(lead, sum_type(x))
-    threads = _threads(x, width, 4)
+    threads = _threads(x, width, 4, 16)
     each = 4 if threads == 32 else 1
     grid = (min(-(-rows // each), MOST_BLOCKS),)
     return x, cupy.empty(x.shape, x.dtype), mean, rstd, grid, (threads, each), (rows, width)
@@ -120,7 +120,7 @@ def _backward(
     if shared > SHARED:
         run.max_dynamic_shared_size_bytes = shared
     run(
-        (parts,), (_threads(x, width, 1),),
+        (parts,), (_threads(x, width, 1, 32),),
         (g, x, or_none(weight), *stats, or_none(out), *map(or_none, given), rows, width),
         shared_mem=shared,
     )  # fmt: skip

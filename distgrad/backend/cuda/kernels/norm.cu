@@ -65,12 +65,12 @@ __device__ __forceinline__ void norm(const T* x, const W* weight, const W* bias,
   }
 }
 
-KERNEL(1024) layer_norm(const T* x, const W* weight, const W* bias, T* y, A* mean, A* rstd,
-                        long long rows, long long width, double eps) {
+KERNEL(512) layer_norm(const T* x, const W* weight, const W* bias, T* y, A* mean, A* rstd,
+                       long long rows, long long width, double eps) {
   norm<true>(x, weight, bias, y, mean, rstd, rows, width, eps);
 }
 
-KERNEL(1024) rms_norm(const T* x, const W* weight, T* y, A* rstd, long long rows, long long width,
+KERNEL(512) rms_norm(const T* x, const W* weight, T* y, A* rstd, long long rows, long long width,
                       double eps) {
   norm<false>(x, weight, (const W*)0, y, (A*)0, rstd, rows, width, eps);
 }
