@@ -53,6 +53,7 @@ def train(lib, net, ddp, optimizer, clip, tensor, rank):
 '''
 
 OTHER = f"""
+import gc
 import sys
 from contextlib import nullcontext
 import numpy as np
@@ -74,6 +75,8 @@ for rule, options in {RULES}.items():
     train(lib, net, ddp, optimizer, nn.utils.clip_grad_norm_, lib.from_numpy, rank)
     weights = {{n: p.detach().numpy() for n, p in net.named_parameters()}}
     np.savez(f"{{out}}-{{rule}}{{rank}}.npz", **weights)
+del net, ddp, optimizer
+gc.collect()  # PyTorch 2.13 can abort when a DDP model outlives its group
 lib.distributed.destroy_process_group()
 """
 

@@ -1,5 +1,6 @@
 """Data parallel training in processes of mp.spawn, as PyTorch's tutorial writes it."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -19,6 +20,8 @@ def setup(rank, world_size):
 
 
 def cleanup():
+    # a DDP model holds its group in cycles; left to the end of the process they abort PyTorch 2.13
+    gc.collect()
     dist.destroy_process_group()
 
 
