@@ -1,12 +1,14 @@
 """Training steps on one GPU: distgrad, launched op by op and captured, beside PyTorch.
 
     python benchmarks/gpu.py                          # everything, on a machine with a GPU
-    python benchmarks/gpu.py --works gpt2 --repeats 5
+    python benchmarks/gpu.py --works gpt2 --repeats 5 --out gpt2.jsonl
     python benchmarks/gpu.py --tiny --device cpu      # does it run at all; figures mean nothing
 
-Each row is a process of its own, in turns: its peak memory and clocks are nobody else's.  Models
-are written once: both libraries have the same names.  ``gpt2`` (124 M) and ``resnet50`` train in
-bfloat16 under autocast, ``mlp`` in float32 with TF32 products.
+Each row is a process of its own, in turns: its peak memory and clocks are nobody else's, and one
+that fails or takes too long is noted and ends nothing else.  The file named by ``--out`` gets a
+line of JSON for each as soon as it is there.  Models are written once: both libraries have the
+same names.  ``gpt2`` (124 M) and ``resnet50`` train in bfloat16 under autocast, ``mlp`` in float32
+with TF32 products; ``ceilings`` are a copy and matrix products, ``kernels`` single functions.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import importlib
 import json
 import math
 import os
+import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 SIDES = ("distgrad", "distgrad captured", "torch eager", "torch compile")
-WORKS = ("mlp", "resnet50", "gpt2", "overhead", "ranks")
+WORKS = ("ceilings", "mlp", "gpt2", "resnet50", "kernels", "overhead", "ranks")
+TWO_SIDED = ("ceilings", "kernels", "overhead")  # not of whole steps
 ROOT = Path(__file__).parents[1]
 
 
@@ -150,8 +157,7 @@ def step_of(name: str, side: str, lib: Any, device: str, tiny: bool) -> tuple[An
     def step() -> Any:
         optimizer.zero_grad(set_to_none=True)
         with lib.autocast(device, dtype=lib.bfloat16, enabled=narrow):
-            out = run(x)
-            loss = functional.cross_entropy(out.reshape(-1, out.shape[-1]), y)
+            loss = functional.cross_entropy(run(x).flatten(0, -2), y)  # nobody holds the logits
         loss.backward()
         optimizer.step()
         return loss
@@ -164,14 +170,15 @@ def measure(name: str, side: str, device: str, tiny: bool, seconds: float) -> di
     lib = importlib.import_module("torch" if side.startswith("torch") else "distgrad")
     lib.set_float32_matmul_precision("high")
     wait: Callable[[], None] = lib.cuda.synchronize if device == "cuda" else lambda: None
-    if name == "overhead":
-        return overhead(lib, device, wait)
+    if name in TWO_SIDED:
+        single = {"ceilings": ceilings, "kernels": kernels, "overhead": overhead}[name]
+        return single(lib, device, tiny, wait)
     step, units = step_of(name, side, lib, device, tiny)
+    began = time.perf_counter()
     for _ in range(5):
         step()
     wait()
-    if device == "cuda":
-        lib.cuda.reset_peak_memory_stats()
+    found = {"first_s": time.perf_counter() - began}
     times: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() - began < seconds or len(times) < 5:
@@ -181,16 +188,102 @@ def measure(name: str, side: str, device: str, tiny: bool, seconds: float) -> di
         wait()
         times.append((time.perf_counter() - start) / 10)
     each = statistics.median(times)
-    peak = lib.cuda.max_memory_allocated() if device == "cuda" else 0
-    found = {"step_us": each * 1e6, "rate": units / each, "peak_mib": peak / 2**20}
-    if not math.isfinite(float(loss)):
-        raise SystemExit(f"{name}, {side}: the loss is {float(loss)}")
-    return found | {"loss": float(loss)}
+    found |= {"step_us": each * 1e6, "rate": units / each, "loss": float(loss)}
+    if device == "cuda":  # counting memory takes time, so it begins here
+        lib.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            step()
+        found["peak_mib"] = lib.cuda.max_memory_allocated() / 2**20
+    if not math.isfinite(found["loss"]):
+        raise SystemExit(f"{name}, {side}: the loss is {found['loss']}")
+    return found
 
 
-def overhead(lib: Any, device: str, wait: Callable[[], None]) -> dict[str, Any]:
+def timed(function: Callable[[], Any], wait: Callable[[], None], count: int = 20) -> float:
+    """Return the seconds that a call takes, the median of some rounds."""
+    for _ in range(3):
+        function()
+    wait()
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        for _ in range(count):
+            function()
+        wait()
+        times.append((time.perf_counter() - start) / count)
+    return statistics.median(times)
+
+
+def copies(x: Any, wait: Callable[[], None]) -> float:
+    """Return the TB/s of copies of ``x``, read and written."""
+    y = x.clone()
+    return 2 * 4 * x.numel() / timed(lambda: y.copy_(x), wait) / 1e12
+
+
+def ceilings(lib: Any, device: str, tiny: bool, wait: Callable[[], None]) -> dict[str, Any]:
+    """Return what copies and matrix products reach: TB/s, read and written, and TFLOP/s."""
+    found = {"copy_tbs": copies(lib.zeros(1 << (16 if tiny else 28)).to(device), wait)}
+    shapes = [
+        ("square", 8192, 8192, 8192), ("mlp", 16384, 768, 3072), ("head", 16384, 768, 50304),
+    ]  # fmt: skip
+    for name, m, k, n in shapes:
+        m, k, n = (v // 64 for v in (m, k, n)) if tiny else (m, k, n)
+        for kind in ("bfloat16", "float32"):
+            a, b = (lib.randn(*size).to(device, getattr(lib, kind)) for size in ((m, k), (n, k)))
+            seconds = timed(lambda a=a, b=b: a @ b.T, wait, 5)
+            found[f"{name}_{'tf32' if kind == 'float32' else 'bf16'}_tflops"] = (
+                2 * m * k * n / seconds / 1e12
+            )
+    return found
+
+
+def kernels(lib: Any, device: str, tiny: bool, wait: Callable[[], None]) -> dict[str, Any]:
+    """Return the TB/s of functions that memory bounds, in bfloat16: of what they must move."""
+    functional = importlib.import_module(f"{lib.__name__}.nn.functional")
+    rows, width, words = (64, 64, 64) if tiny else (16384, 3072, 50304)
+    x = lib.randn(rows, width).to(device, lib.bfloat16).requires_grad_()
+    weight, bias = (lib.ones(width).to(device, lib.bfloat16).requires_grad_() for _ in "wb")
+    logits = lib.randn(rows // 4, words).to(device, lib.bfloat16).requires_grad_()
+    target = lib.randint(0, words, (rows // 4,)).to(device)
+    table = lib.randn(words, width).to(device, lib.bfloat16).requires_grad_()
+    index = lib.randint(0, words, (rows,)).to(device)
+    one, affine, size = x.numel() * 2, (x, weight, bias), (width,)
+    cases = {
+        "layer_norm": (lambda: functional.layer_norm(x, size, weight, bias), affine, 2 * one,
+                       3 * one),
+        "gelu": (lambda: functional.gelu(x), (x,), 2 * one, 3 * one),
+        "dropout": (lambda: functional.dropout(x, 0.1), (x,), 2 * one, 2 * one),
+        "softmax": (lambda: functional.softmax(x, -1), (x,), 2 * one, 3 * one),
+        "cross_entropy": (
+            lambda: functional.cross_entropy(logits, target), (logits,), logits.numel() * 2,
+            logits.numel() * 4,
+        ),
+        "embedding": (lambda: functional.embedding(index, table), (table,), 2 * one,
+                      one + table.numel() * 2),
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, (function, inputs, forward, backward) in cases.items():
+        out = function()
+        g = lib.ones_like(out)
+
+        def back(out: Any = out, inputs: Any = inputs, g: Any = g) -> None:
+            lib.autograd.grad(out, inputs, g, retain_graph=True)
+
+        found[f"{name}_tbs"] = forward / timed(function, wait) / 1e12
+        found[f"{name}_back_tbs"] = backward / timed(back, wait) / 1e12
+        del out, g, back
+    numbers = 1 << (12 if tiny else 27)
+    p = lib.zeros(numbers).to(device).requires_grad_()
+    p.grad = lib.ones_like(p)
+    options = {"fused": True} if lib.__name__ == "torch" and device == "cuda" else {}
+    optimizer = lib.optim.AdamW([p], lr=1e-3, **options)
+    found["adamw_tbs"] = 7 * 4 * numbers / timed(optimizer.step, wait) / 1e12
+    return found
+
+
+def overhead(lib: Any, device: str, tiny: bool, wait: Callable[[], None]) -> dict[str, Any]:
     """Return what the host spends on one small operation: without, and with gradients."""
-    count, found = 2000, {}
+    count, found = (100 if tiny else 2000), {}
     for name, wanted in (("no_grad_us", False), ("record_us", True)):
         x = lib.ones(8, 8, device=device, requires_grad=wanted)
         times = []
@@ -231,41 +324,134 @@ def ranks_on_one_gpu(device: str, tiny: bool) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- all of them
-def child(words: list[str]) -> dict[str, Any]:
-    """Return what a process of its own has measured, or why it could not."""
-    environ = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environ, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+class Log:
+    """Writes rows down, each as soon as it is there.
+
+    Args:
+        file: gets lines of JSON.
+        seconds: that all works together may take.
+    """
+
+    def __init__(self, file: Path, seconds: float) -> None:
+        self.file, self.until = file, time.monotonic() + seconds
+
+    def row(self, work: str, side: str, found: dict[str, Any]) -> None:
+        """Append a row."""
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"work": work, "side": side, **found}) + "\n")
+
+    def left(self, budget: float) -> Callable[[], float]:
+        """Return what tells how many seconds are left of a budget that begins now."""
+        until = min(time.monotonic() + budget, self.until)
+        return lambda: until - time.monotonic()
+
+
+def child(words: list[str], seconds: float, more: list[dict[str, str]] | None = None) -> Any:
+    """Return what a process of its own has measured, or why it could not.
+
+    Args:
+        words: the command.
+        seconds: after which it is ended, with what it started.
+        more: variables for each of several such processes, of which the first has the answer.
+    """
+    if seconds < 5:
+        return {"error": "no time was left"}
+    path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        started = [
+            subprocess.Popen(
+                words, env=os.environ | root | {"PYTHONPATH": path} | variables, text=True,
+                stdout=out if not i else subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )
+            for i, variables in enumerate(more or [{}])
+        ]  # fmt: skip
+        try:
+            code, late = started[0].wait(seconds), False
+        except subprocess.TimeoutExpired:
+            code, late = -1, True
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        out.seek(0)
+        errors.seek(0)
+        lines = [line for line in out.read().splitlines() if line.startswith("{")]
+        said = errors.read().strip().splitlines()
+    if late:
+        return {"error": f"not ready after {seconds:.0f} s", "stderr": said[-5:]}
+    if code or not lines:
+        return {"error": (said or ["no output"])[-1][:300], "stderr": said[-15:]}
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return next((row for row in rows if row.get("rank", 0) == 0), rows[0])
 
 
-def compare(name: str, options: argparse.Namespace) -> None:
+def command(name: str, side: str, options: argparse.Namespace) -> list[str]:
+    """Return what measures one row."""
+    flags = ["--device", options.device, "--seconds", str(options.seconds)]
+    tiny = ["--tiny"] if options.tiny else []
+    return [sys.executable, "-W", "ignore", __file__, "--one", name, side, *flags, *tiny]
+
+
+def compare(name: str, options: argparse.Namespace, log: Log) -> None:
     """Measure one workload on all sides, in turns, and print the medians."""
-    sides = [s for s in options.sides if name != "overhead" or s in ("distgrad", "torch eager")]
+    plain = ("distgrad", "torch eager")
+    sides = [s for s in options.sides if name not in TWO_SIDED or s in plain]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    flags = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
+    left = log.left(options.budget)
     for _ in range(options.repeats):
         for side in sides:
-            words = [sys.executable, __file__, "--one", name, side, *flags]
-            runs[side].append(child(words))
+            if runs[side] and (left() < 5 or "error" in runs[side][-1]):
+                continue  # what failed would fail again
+            found = child(command(name, side, options), left())
+            log.row(name, side, found)
+            runs[side].append(found)
     print(f"\n{name}")
-    base: dict[str, float] = {}
+    rows: dict[str, dict[str, float]] = {}
     for side in sides:
-        failed = [run["error"] for run in runs[side] if "error" in run]
-        if failed:
-            print(f"  {side:<18} failed: {failed[0]}")
+        good = [run for run in runs[side] if "error" not in run]
+        if not good:
+            print(f"  {side:<18} failed: {runs[side][-1]['error']}")
             continue
-        row = {k: statistics.median(run[k] for run in runs[side]) for k in runs[side][0]}
-        if side == "torch eager":
-            base = row
-        print(f"  {side:<18} " + "  ".join(f"{k} {v:,.4g}" for k, v in row.items()))
-    ours = runs.get("distgrad captured") or runs["distgrad"]
-    if base and "step_us" in base and all("error" not in run for run in ours):
-        mine = statistics.median(run["step_us"] for run in ours)
-        print(f"  distgrad captured is {base['step_us'] / mine:.2f} x as fast as torch eager")
+        rows[side] = {k: statistics.median(run[k] for run in good) for k in good[0]}
+        print(f"  {side:<18} " + "  ".join(f"{k} {v:,.4g}" for k, v in rows[side].items()))
+    ours = rows.get("distgrad captured") or rows.get("distgrad", {})
+    base = rows.get("torch eager", {})
+    if "step_us" in ours and "step_us" in base:
+        print(f"  distgrad is {base['step_us'] / ours['step_us']:.2f} x as fast as torch eager")
+    sys.stdout.flush()
+
+
+def compare_ranks(options: argparse.Namespace, log: Log) -> None:
+    """Measure data parallelism on one GPU and print the step times."""
+    print("\nranks on one GPU (4 layers of 4096 x 4096, float32)")
+    left = log.left(options.budget)
+    for ranks in (1, 2, 3, 4):
+        words = command("ranks", "-", options)
+        found: dict[str, Any] = {"error": "there is no mpirun"}
+        if shutil.which("mpirun"):
+            found = child(["mpirun", "-n", str(ranks), *words], min(left(), options.budget / 4))
+            log.row("ranks", f"{ranks} by mpirun", found)
+        if "error" in found:  # no MPI here: sockets bring the ranks together
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                port = str(server.getsockname()[1])
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+            each = [place | {"RANK": str(rank)} for rank in range(ranks)]
+            found = child(words, min(left(), options.budget / 4), each)
+            log.row("ranks", f"{ranks} by sockets", found)
+        step = found.get("step_us")
+        print(f"  {ranks} ranks  {found['error'] if step is None else f'{step:.0f} us a step'}")
+        sys.stdout.flush()
+
+
+def one(name: str, side: str, options: argparse.Namespace) -> None:
+    """Measure one row, in a process of its own, and print it."""
+    if name == "ranks":
+        found = ranks_on_one_gpu(options.device, options.tiny)
+    else:
+        seconds = 0.1 if options.tiny else options.seconds
+        found = measure(name, side, options.device, options.tiny, seconds)
+    print(json.dumps(found), flush=True)
 
 
 def main() -> None:
@@ -275,28 +461,26 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--budget", type=float, default=300, help="seconds for each work")
+    parser.add_argument("--total", type=float, default=3600, help="seconds for all works")
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench.jsonl"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small models: a trial of the program")
     parser.add_argument("--one", nargs=2, metavar=("WORK", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, side = options.one
-        if name == "ranks":
-            found = ranks_on_one_gpu(options.device, options.tiny)
-        else:
-            seconds = 0.1 if options.tiny else options.seconds
-            found = measure(name, side, options.device, options.tiny, seconds)
-        print(json.dumps(found), flush=True)
+        one(*options.one, options)
         return
-    for name in (work for work in options.works if work != "ranks"):
-        compare(name, options)
-    if "ranks" in options.works:
-        print("\nranks on one GPU (4 layers of 4096 x 4096, float32)")
-        for ranks in (1, 2, 3, 4):
-            words = ["mpirun", "-n", str(ranks), sys.executable, __file__, "--one", "ranks", "-"]
-            flags = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
-            found = child(words + flags)
-            print(f"  {ranks} ranks  {found.get('error') or round(found['step_us'])} us a step")
+    log = Log(options.out, options.total)
+    for name in options.works:
+        try:
+            if name == "ranks":
+                compare_ranks(options, log)
+            else:
+                compare(name, options, log)
+        except Exception as error:  # the other works are measured all the same
+            log.row(name, "-", {"error": repr(error)})
+            print(f"  {name} failed: {error!r}", flush=True)
 
 
 if __name__ == "__main__":

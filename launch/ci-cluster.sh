@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a real cluster of containers and takes it down again: the cluster of docker-compose.yml,
-# its verdict, the loss of two workers in mid-training, and what an attacker would look for.
+# its verdict, the loss of two workers in mid-training, and what an attacker would look for. With
+# MPI=openmpi also ranks that are lost and done without.
 #
 # Uses the container engine that runs here. Where none does and this is root, installs Debian's
 # docker.io and starts it in namespaces of its own, so that no bridge, rule of a firewall, mount or
@@ -206,9 +207,9 @@ composed() { # composed FILE ARGUMENTS...: compose with a deadline, its output i
     shift
     timeout -k 10 "$limit_s" bash -c 'compose "$@"' compose "$@" >"$file" 2>&1 </dev/null
 }
-weights() { grep -o 'weights sha256 [0-9a-f]*' "$1" | tail -n 1; }
+weights() { grep -ao 'weights sha256 [0-9a-f]*' "$1" | tail -n 1; }
 show() { # what the job said, without compose's prefix and the sample of text
-    sed -E 's/^launcher[-_]1 +\| //' "$1" | grep -aE '^(world|run directory|goes on|step|eval|done|weights|expected|killed|distgrad)' \
+    sed -E 's/^launcher[-_]1 +\| //' "$1" | grep -aE '^(world|run directory|goes on|lost|step|eval|done|weights|expected|killed|distgrad)' \
         | cut -c 1-150 | sed 's/^/    | /'
 }
 worker() { compose ps -q worker | while read -r id; do docker inspect -f '{{.Name}} {{.Id}}' "$id"; done | sort | sed -n "$1s/.* //p"; }
@@ -233,7 +234,7 @@ verdict() {
 
 wait_for_step() { # wait_for_step STEP FILE PID
     for _ in $(seq $((limit_s * 10))); do
-        grep -qE "^step $1/" "$2" 2>/dev/null && return
+        grep -aqE "^step $1/" "$2" 2>/dev/null && return
         kill -0 "$3" 2>/dev/null || return 1
         sleep 0.1
     done
@@ -252,7 +253,29 @@ lose_workers() {
     expect "a job that lost two of three workers" $? 0
     show "$file"
     expect "the same weights as undisturbed" "$(weights "$file")" "$(weights "$work/alone")"
-    expect "the last world is of one rank" "$(grep -oE '^world [0-9]+' "$file" | tail -n 1)" "world 1"
+    expect "the last world is of one rank" "$(grep -aoE '^world [0-9]+' "$file" | tail -n 1)" "world 1"
+}
+
+# Where ranks die and their hosts do not, those that are left go on without a new start.
+shrink_in_place() {
+    local file=$work/shrunk pid
+    logged compose up -d --no-build worker || { fail "workers do not start"; return; }
+    composed "$file" run --rm -T launcher launch --run-dir /runs/shrunk --max-restarts 1 --min-ranks 1 "${settings[@]}" &
+    pid=$!
+    wait_for_step 20 "$file" "$pid" && kill_rank 3 && say "killed the rank of the last worker"
+    wait_for_step 50 "$file" "$pid" && kill_rank 1 && say "killed that of the first worker, rank 0"
+    wait "$pid"
+    expect "a job that lost two of three ranks" $? 0
+    show "$file"
+    expect "the same weights as undisturbed" "$(weights "$file")" "$(weights "$work/alone")"
+    expect "no rank was started again" "$(grep -acE '^world|restart' "$file")" 1
+    expect "one rank is left" "$(grep -aoE '^lost .* ranks? goe?s? on' "$file" | tail -n 1 | grep -o '1 of 2')" "1 of 2"
+}
+
+kill_rank() { # kill_rank WORKER: its only process that trains
+    docker exec "$(worker "$1")" sh -c \
+        'for p in /proc/[0-9]*; do case $(tr "\0" " " <"$p/cmdline" 2>/dev/null) in
+            /opt/distgrad/bin/python*distgrad.launch*) kill -9 "${p#/proc/}"; found=1 ;; esac; done; [ -n "$found" ]'
 }
 
 inside() { compose exec -T worker sh -c "$1" 2>&1 </dev/null; }
@@ -266,6 +289,8 @@ secure() {
     expect "an unknown host key is refused" "$(inside "ssh -o HostKeyAlias=other $me true" | grep -c 'Host key verification failed')" 1
     expect "sshd listens on the cluster's address alone" \
         "$(inside 'cat /proc/net/tcp /proc/net/tcp6' | awk '$4 == "0A" && $2 ~ /:08AE$/ { print ($2 ~ /^0+:/) ? "all" : "one" }')" one
+    expect "no program runs from /tmp, and none needs to" \
+        "$(inside 'printf "#!/bin/sh\n" >/tmp/x; chmod 700 /tmp/x; /tmp/x; rm /tmp/x' | grep -c 'Permission denied')" 1
     expect "no port is published" "$(docker port "$(worker 1)")" ""
     expect "the image has no keys" "$(docker run --rm --user 0 --entrypoint find "distgrad:$MPI" / -xdev -type f \
         '(' -name 'ssh_host_*' -o -name 'id_*' -o -name authorized_keys -o -name known_hosts ')' \
@@ -282,6 +307,7 @@ alone
 verdict
 logged compose up -d --no-build worker && sleep 2
 secure
+[ "$MPI" = mpich ] || shrink_in_place
 lose_workers
 if [ "$failures" -gt 0 ]; then
     say "$failures checks failed"

@@ -357,14 +357,16 @@ def one_of(*words: str) -> dict[str, Any]:
 TEXT: dict[str, Any] = {"type": "string"}
 FLAG: dict[str, Any] = {"type": "boolean"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+SOME: dict[str, Any] = {"type": "integer", "minimum": 1}
 TEXTS: dict[str, Any] = {"type": "object", "additionalProperties": TEXT}
 AMOUNT: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi)?$"}
 NAME: dict[str, Any] = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
 AMOUNTS: dict[str, Any] = {"type": "object", "additionalProperties": AMOUNT}
 
-# The fields of an MPIJob, and those of a pod that this project's job uses: written after the
-# documentation of the CRD mpijobs.kubeflow.org v2beta1 and of Kubernetes. An API server drops what
-# it does not know without a word; here a misspelt field is an error.
+# The fields of an MPIJob, and those of a pod that this project's job uses, with what every release
+# of mpijobs.kubeflow.org v2beta1 takes where releases differ, MPICH and launcherCreationPolicy
+# apart, which are younger. An API server drops what it does not know without a word; here a
+# misspelt field is an error.
 CONTAINER = thing(
     ("name", "image"),
     name=NAME,
@@ -402,8 +404,8 @@ POD = thing(
     ),
 )  # fmt: skip
 REPLICAS = thing(
-    replicas=COUNT,
-    restartPolicy=one_of("Always", "OnFailure", "Never", "ExitCode"),
+    replicas=SOME,
+    restartPolicy=one_of("OnFailure", "Never"),
     template=thing(metadata=thing(labels=TEXTS, annotations=TEXTS), spec=POD),
 )
 MPI_JOB = thing(
@@ -413,7 +415,7 @@ MPI_JOB = thing(
     metadata=thing(("name",), name=NAME, namespace=NAME, labels=TEXTS, annotations=TEXTS),
     spec=thing(
         ("mpiReplicaSpecs",),
-        slotsPerWorker=COUNT,
+        slotsPerWorker=SOME,
         runLauncherAsWorker=FLAG,
         launcherCreationPolicy=one_of("AtStartup", "WaitForWorkersReady"),
         sshAuthMountPath=TEXT,
@@ -424,10 +426,15 @@ MPI_JOB = thing(
             activeDeadlineSeconds=COUNT,
             backoffLimit=COUNT,
             suspend=FLAG,
+            managedBy=one_of("kubeflow.org/mpi-operator", "kueue.x-k8s.io/multikueue"),
+            schedulingPolicy=thing(
+                minAvailable=COUNT, queue=TEXT, minResources=AMOUNTS, priorityClass=TEXT,
+                scheduleTimeoutSeconds=COUNT,
+            ),
         ),
         mpiReplicaSpecs=thing(("Launcher", "Worker"), Launcher=REPLICAS, Worker=REPLICAS),
     ),
-)
+)  # fmt: skip
 
 
 @pytest.fixture

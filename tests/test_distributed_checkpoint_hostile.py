@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -376,7 +377,7 @@ def test_handles_are_closed_after_refusals(bad):
 
 
 def test_the_folder_reads_no_more_than_asked(bad):
-    with Folder(bad) as folder, pytest.raises(CheckpointError, match="more than 3"):
+    with closing(Folder(bad)) as folder, pytest.raises(CheckpointError, match="more than 3"):
         folder.lead(3)
 
 

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from distgrad.distributed import find_mpirun, local_group, run_ranks
 from distgrad.distributed.redistribute import collect
 from distgrad.distributed.shrink import shrink
 from distgrad.errors import DistributedError, JobLost
+from distgrad.launch.jobs.training import Trainer
 from distgrad.nn.parallel import DistributedDataParallel
+from distgrad.nn.parallel.fsdp import SpareParts, fully_shard
 from distgrad.optim.mirror import holders
 from distgrad.optim.zero import ZeroRedundancyOptimizer
 
@@ -87,12 +90,14 @@ def _trainer(group, zero, redundant=True):
     return model, optimizer
 
 
-def _step(model, optimizer, step):
+def _step(model, optimizer, step, spare=None):
     optimizer.zero_grad()
     for shard in model.local_shards:
         model(_batch(step, shard)).square().mean().backward()
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         optimizer.prepare()
+    if spare is not None:
+        spare.prepare()
     optimizer.step()
 
 
@@ -173,8 +178,146 @@ def test_copies_are_loaded_with_the_state():
     run_ranks(3, program)
 
 
+def _sharded(group):
+    model = _net()
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=group)
+    model = fully_shard(model, mesh=group, shards=SHARDS)
+    optimizer = dg.optim.AdamW(model.parameters(), lr=0.05)
+    return model, optimizer, SpareParts(model, optimizer)
+
+
+def _whole_bits(model):
+    return b"".join(v.numpy().tobytes() for v in model.state_dict().values())
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_parts_of_parameters_go_on_with_the_same_bits(when):
+    """One of 5 is lost behind a step, or before any, then one after the other, rank 0 too."""
+    expected = _undisturbed(7)
+    losses = {when: [0, 2, 3, 4], 4: [1, 2, 3], 5: [0, 2], 6: [1]}
+
+    def program(group):
+        model, optimizer, spare = _sharded(group)
+        spare.refresh()
+        for step in range(7):
+            left = losses.get(step)
+            if left is not None:
+                if group.rank not in left:
+                    return
+                group = group.subgroup(left)
+                spare.rebuild(group, step)
+            _step(model, optimizer, step, spare)
+        assert _whole_bits(model) == expected
+
+    run_ranks(5, program)
+
+
+def test_a_step_that_began_leaves_nothing_when_parts_are_shared_out_anew():
+    """Gradients of some shards, a unit that is gathered, one that is asked for: all of it goes."""
+    expected = _undisturbed(4)
+
+    def program(group):
+        model, optimizer, spare = _sharded(group)
+        spare.refresh()
+        for step in range(4):
+            if step == 2:
+                (model(_batch(9, 0)).square().mean() * 3).backward()
+                model(_batch(9, 1))
+                model[2].unshard(async_op=True)
+                group.barrier()
+                if group.rank == 0:
+                    return
+                group = group.subgroup([1, 2])
+                spare.rebuild(group, step)
+                assert all(p.grad is None and p.array.ndim == 1 for p in model.parameters())
+            _step(model, optimizer, step, spare)
+        assert _whole_bits(model) == expected
+
+    run_ranks(3, program)
+
+
+def test_copies_follow_options_and_random_numbers_their_shards():
+    def program(group):
+        dg.manual_seed(3)
+        model = nn.Sequential(nn.Linear(5, 70), nn.Dropout(0.5), nn.Linear(70, 3))
+        for p, start in zip(model.parameters(), _net().parameters(), strict=True):
+            p.array[...] = start.array
+        model = fully_shard(model, mesh=group, shards=SHARDS)
+        optimizer = dg.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        spare = SpareParts(model, optimizer)
+        rates = dg.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        spare.refresh()
+        for step in range(5):
+            if step == 3 and group.size > 1:
+                if group.rank == 1:
+                    return None
+                group = group.subgroup([0, 2])
+                spare.rebuild(group, step)
+            _step(model, optimizer, step, spare)
+            rates.step()
+        return _whole_bits(model)
+
+    expected = program(local_group())
+    first, none, last = run_ranks(3, program)
+    assert none is None
+    assert first == last == expected
+
+
+def test_parts_without_a_copy_are_lost():
+    def program(group):
+        model, optimizer, spare = _sharded(group)
+        _step(model, optimizer, 0)
+        if group.rank == 1:
+            return
+        with pytest.raises(JobLost, match=r"rank 1 has ended.*without refresh\(\) of SpareParts"):
+            spare.rebuild(group.subgroup([0, 2]))
+
+    run_ranks(3, program)
+
+
+def test_a_copy_that_was_left_behind_is_found():
+    def program(group):
+        model, optimizer, spare = _sharded(group)
+        spare.refresh()
+        _step(model, optimizer, 0, spare)
+        with pytest.raises(DistributedError, match=r"call prepare\(\) of SpareParts"):
+            _step(model, optimizer, 1)
+        with dg.no_grad():
+            for p in model.parameters():
+                p.mul_(2)
+        if group.rank == 1:
+            return
+        with pytest.raises(DistributedError, match=r"the copy of what rank [02] had is not"):
+            spare.rebuild(group.subgroup([0, 2]))
+
+    run_ranks(3, program)
+
+
 def _averages(pieces, inner):
     return {n: inner.state[piece.leaf]["exp_avg"].tolist() for n, piece in pieces.items()}
+
+
+def test_an_evaluation_goes_on_with_the_parts_that_nobody_has_computed():
+    def program(group):
+        computed = []
+
+        def score(part):
+            computed.append(part)
+            return part + 0.5, 1
+
+        task = SimpleNamespace(parts=7, score=score)
+        kept = {part: (part + 0.5, 1) for part in (0, 2, 3, 5, 6)}  # those of a third are lost
+        trainer = SimpleNamespace(group=group, task=task, scores=kept)
+        Trainer._score(trainer)
+        assert computed == [[1], [4]][group.rank]
+        assert {part: tuple(row) for part, row in trainer.scores.items()} == {
+            part: (part + 0.5, 1) for part in range(7)
+        }
+        Trainer._score(trainer)
+        assert len(computed) == 1
+
+    run_ranks(2, program)
 
 
 def test_one_process_alone_cannot_shrink():
@@ -223,11 +366,15 @@ KILLER = textwrap.dedent("""
     import os, signal, sys, time
     from pathlib import Path
     from distgrad.distributed import mpi, reducer, shrink
-    from distgrad.launch.jobs import training
+    from distgrad.launch.jobs import textgpt, training
     from distgrad.launch.run import main
+    from distgrad.nn.parallel.fsdp.conductor import Conductor
+    from distgrad.nn.parallel.fsdp.spare import SpareParts
+    from distgrad.nn.parallel.fsdp.unit import Unit
     from distgrad.optim import runs
 
     shrinking = sys.modules[shrink.__module__]
+    moving = sys.modules["distgrad.distributed.redistribute"]
     plan = [item.split(":") for item in sys.argv[1].split(",") if item]
     me = os.environ["OMPI_COMM_WORLD_RANK"]
     now = ["0"]
@@ -235,7 +382,9 @@ KILLER = textwrap.dedent("""
     def before(phase, function):
         def called(*args, **options):
             for item in plan:
-                if item[:3] == [now[0], phase, me]:
+                # a thread may come to write what step 9 saved when step 10 has begun
+                due = int(now[0]) - int(item[0]) in ((0, 1) if phase == "fsync" else (0,))
+                if due and item[1:3] == [phase, me]:
                     item[3] = str(int(item[3]) - 1)
                     if item[3] == "0":
                         Path(sys.argv[0]).with_name("struck").write_text(str(os.getpid()))
@@ -255,6 +404,10 @@ KILLER = textwrap.dedent("""
         ("optimizer", runs.Run, "apply"), ("evaluate", training.Trainer, "_evaluate"),
         ("save", training.Trainer, "_save"), ("fsync", os, "fsync"),
         ("recovery", training.Trainer, "regroup"), ("shrink", shrinking, "group_of"),
+        ("gather", Unit, "gather"), ("send", Conductor, "_launch"),
+        ("prepare", SpareParts, "prepare"), ("move", SpareParts, "_move"),
+        ("moved", Conductor, "rebuild"), ("sent", moving, "wait_for"),
+        ("score", textgpt.TextTask, "score"),
     ):
         setattr(owner, name, before(phase, getattr(owner, name)))
     raise SystemExit(main(sys.argv[2:]))
@@ -267,9 +420,9 @@ JOB = (
 )  # fmt: skip
 
 
-def train(tmp_path, plan, *more, ranks=4, **options):
+def train(tmp_path, plan, *more, ranks=4, lines=60, **options):
     text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and the dog saw the cat .\n" * 60)
+    text.write_text("the cat sat on the mat and the dog saw the cat .\n" * lines)
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
     words = [script, plan, *JOB, "--data", text, "--run-dir", tmp_path / "run", "--min-ranks", "1"]
@@ -289,6 +442,12 @@ def unhurt(ulfm, tmp_path_factory):
     return weights(done)
 
 
+def evaluations(folder):
+    """Return what evaluations found, by the step."""
+    rows = [json.loads(row) for row in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
+
+
 @pytest.mark.parametrize(
     ("zero", "plan", "left"),
     [
@@ -299,6 +458,13 @@ def unhurt(ulfm, tmp_path_factory):
         (0, "3:update:2:1,3:shrink:0:1", 2),
         (1, "1:vote:3:1,4:optimizer:1:2,7:update:0:1", 1),
         (2, "3:bucket:1:2,6:update:0:1", 2),
+        (1, "3:update:1:1,3:sent:3:8", 2),  # when the new state has come to some
+        (3, "2:gather:1:2,4:send:0:2,7:prepare:3:1", 1),
+        (3, "1:forward:2:1,3:vote:0:1,6:optimizer:3:2", 1),
+        (3, "4:evaluate:0:1,6:update:2:1,9:fsync:1:1", 1),
+        (3, "3:update:2:1,3:move:0:1", 2),  # when parts and state have come to all
+        (3, "3:update:1:1,3:sent:3:1", 2),  # to some
+        (3, "3:gather:1:4,3:moved:3:1", 2),  # and when the others have them already
     ],
 )
 def test_the_job_ends_with_the_bits_of_one_in_which_nobody_dies(
@@ -316,16 +482,31 @@ def test_the_job_ends_with_the_bits_of_one_in_which_nobody_dies(
     assert "step_00000010" in names and not any(name.endswith(".tmp") for name in names)
 
 
+def test_evaluations_that_ranks_leave_have_the_same_results(ulfm, tmp_path):
+    plan, found = "4:score:1:1,8:score:3:2,10:score:0:3", []
+    for ranks, zero in ((1, 0), (4, 0), (4, 3)):
+        folder = tmp_path / f"{ranks}-{zero}"
+        folder.mkdir()
+        done = train(folder, plan if ranks > 1 else "", "--zero", zero, ranks=ranks, lines=1000)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(re.findall("^lost ", done.stdout, re.MULTILINE)) == 3 * (ranks > 1), done.stdout
+        found.append((weights(done), evaluations(folder)))
+    assert found[0] == found[1] == found[2]
+    assert sorted(found[0][1]) == [4, 8, 10]
+
+
 def test_too_few_ranks_end_the_job_with_the_reason(ulfm, tmp_path):
     done = train(tmp_path, "3:vote:1:1", "--min-ranks", "3", ranks=3)
     assert done.returncode == 76, done.stdout + done.stderr
     assert "rank 1 has ended; 2 of 3 ranks are left, fewer than min_ranks=3" in done.stderr
 
 
-def test_a_rank_and_its_copy_lost_at_once_end_the_job(ulfm, tmp_path):
-    done = train(tmp_path, "3:vote:1:1,3:vote:2:1", "--zero", "1", ranks=4)
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_rank_and_its_copy_lost_at_once_end_the_job(ulfm, tmp_path, zero):
+    done = train(tmp_path, "3:vote:1:1,3:vote:2:1", "--zero", zero, ranks=4)
     assert done.returncode == 76, done.stdout + done.stderr
     assert "ranks 1 and 2 have ended" in done.stderr
+    assert ("nobody else has that part of the parameters" in done.stderr) == (zero == 3)
 
 
 def test_a_stopped_rank_ends_the_others_with_the_reason(ulfm, tmp_path):

@@ -33,8 +33,7 @@ def free():
 
 
 # ---------------------------------------------------------------------- whole steps
-@pytest.mark.parametrize("optimizer", checks.OPTIMIZERS)
-@pytest.mark.parametrize("model", ["perceptron", "images", "text"])
+@pytest.mark.parametrize(("model", "optimizer"), checks.TRAININGS)
 def test_replayed_steps_have_the_bits_of_steps_that_run(machine, model, optimizer):
     eager = checks.trained(model, optimizer, PLACE, False)
     captured = checks.trained(model, optimizer, PLACE, True)
@@ -43,17 +42,7 @@ def test_replayed_steps_have_the_bits_of_steps_that_run(machine, model, optimize
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        checks.check_memory,
-        checks.check_learning_rate,
-        checks.check_keys,
-        checks.check_dropout,
-        checks.check_callables,
-        checks.check_errors_pass,
-    ],
-)
+@pytest.mark.parametrize("check", checks.CHECKS)
 def test_captures(machine, check):
     check(PLACE)
 
@@ -63,11 +52,11 @@ def test_graphs_have_pools_and_streams_take_part(machine, tmp_path):
 
 
 def test_a_scaler_leaves_steps_out_in_replays_too(machine):
-    eager, captured = (checks.scaled(PLACE, way) for way in (False, True))
+    eager = checks.check_scaled(PLACE, rtol=0)
     assert machine.replays == 11
-    assert eager == captured
-    np.testing.assert_allclose(eager[0], checks.scaled(device("cpu"), False)[0], rtol=1e-5)
-    assert eager[1] == checks.scaled(device("cpu"), False)[1]
+    host = checks.scaled(device("cpu"), False)
+    np.testing.assert_allclose(eager[0], host[0], rtol=1e-5)
+    assert eager[1] == host[1]
 
 
 def test_a_step_is_launched_without_a_wait_or_an_upload(machine):
@@ -96,10 +85,43 @@ def test_a_captured_step_holds_the_all_reduce(machine, accumulate, uneven):
     assert machine.replays
 
 
-def test_ranks_that_share_a_gpu_are_refused(free, monkeypatch):
-    monkeypatch.setenv("DISTGRAD_GPU_WINDOW", "0")  # for windows, see test_gpu_standin_ipc.py
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("rule", ["AdamW", "NAdam"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_captured_step_holds_a_shared_optimizer(machine, stage, rule, overlap):
+    eager = run_ranks(3, checks.sharded, 3, False, stage, rule, overlap)
+    assert run_ranks(3, checks.sharded, 3, True, stage, rule, overlap) == eager
+    assert machine.replays
+
+
+def test_ranks_that_share_a_gpu_are_refused(free):
     with pytest.raises(CaptureError, match=r"all_reduce\(bucket 0 .*; give each rank a GPU"):
         run_ranks(2, checks.parallel, 1, True, False, False)
+
+
+@pytest.mark.parametrize("window", ["32", "0"])  # MiB; none is the way by the host
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_refused_capture_leaves_nothing_behind(free, monkeypatch, window, accumulate):
+    monkeypatch.setenv("DISTGRAD_GPU_WINDOW", window)
+    eager = run_ranks(2, checks.refused, 1, False, accumulate)
+    tried = run_ranks(2, checks.refused, 1, True, accumulate)
+    (first, second), (words, same) = zip(*eager, strict=True), zip(*tried, strict=True)
+    assert same == second and not any(first)
+    assert len(set(words)) == 1 and "give each rank a GPU of its own" in str(words[0])
+
+
+def test_what_one_rank_cannot_capture_is_raised_on_all():
+    with standin.installed(3) as ledger:
+        words = run_ranks(3, checks.refused_by_one, 3)
+        assert not ledger.hazards
+    assert len(set(words)) == 1
+    assert words[0].startswith("a captured step: rank 1 cannot: item() (device_capture.py:")
+
+
+def test_memory_of_buckets_that_moved_is_not_given_out_while_it_is_used(free):
+    """Two ranks of one GPU share its default stream, and step on another one."""
+    for _ in range(3):
+        run_ranks(2, checks.beside, 1)
 
 
 # ---------------------------------------------------------------------- the stand-in itself

@@ -138,10 +138,10 @@ def test_draws_of_one_graph_differ():
     dg.cuda.current_stream().wait_stream(side)
     graph = dg.cuda.CUDAGraph()
     with dg.cuda.graph(graph):
-        outs = [dropped(q, identity[None, None]) for _ in range(3)]
+        outs = [dropped(q, identity[None, None]) for _ in range(12)]  # seeds beyond 64 bits
     graph.replay()
-    first, second, third = (out.tolist() for out in outs)
-    assert first != second != third != first
+    draws = [str(out.tolist()) for out in outs]
+    assert len(set(draws)) == 12
 
 
 def test_dropout_of_attention_outside_cudnn_is_the_same_in_all_derivatives():

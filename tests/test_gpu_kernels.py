@@ -185,6 +185,29 @@ def test_batch_norm(gpu, dtype, shape, last):
         assert gpu.moveaxis(out, 1, -1).flags.c_contiguous
 
 
+def test_rows_that_32_bits_cannot_count_are_left_to_others(gpu, monkeypatch):
+    from distgrad.backend.cuda import norm, softmax
+
+    for module in (norm, softmax):
+        monkeypatch.setattr(module, "LONGEST", 8)
+    x = on(gpu, draw(3, 8))
+    found = [
+        softmax.softmax(x, -1), softmax.log_softmax(x, 1), norm.rms_norm(x, (8,), None, 0.1),
+        norm.layer_norm(x, (8,), None, None, 0.1),
+    ]  # fmt: skip
+    assert all(one is NotImplemented for one in found)
+    assert softmax.softmax(x, 0).shape == (3, 8)
+
+
+def test_batch_norm_leaves_channels_to_others_that_32_bits_cannot_count(gpu, monkeypatch):
+    from distgrad.backend.cuda import batch
+
+    monkeypatch.setattr(batch, "_MOST_COUNTED", 12)
+    x, mean = on(gpu, draw(4, 2, 3)), gpu.zeros(2, "f4")
+    assert batch.batch_norm(x, None, None, 0.1) is NotImplemented
+    assert batch.d_batch_norm(x, x, None, mean, mean, 0.1) is NotImplemented
+
+
 @needs_compiler
 def test_a_mean_far_from_zero_costs_the_variance_no_digits(gpu):
     from distgrad.backend.cuda import batch
@@ -565,6 +588,12 @@ extern "C" __global__ void sums(float* y, long long* all, double scale) {
 @pytest.fixture
 def kernels(gpu):
     return gpu.RawModule(code=KERNELS).get_function
+
+
+@needs_compiler
+def test_a_truth_value_is_no_argument(gpu, kernels):
+    with pytest.raises(TypeError, match="argument 0 is bool"):  # CuPy writes one byte of eight
+        kernels("wide")((1,), (32,), (True,), shared_mem=64)
 
 
 @needs_compiler

@@ -41,6 +41,31 @@ def test_a_step_of_many_parameters_is_two_launches_for_each_48(machine):
     assert machine.launches == ["prepare", "adam", "adam"]  # one of 52 is empty
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd_nesterov"])
+def test_parameters_with_channels_last_are_no_exception(machine, name):
+    shapes = [(6, 4, 3, 3), (5,), (3, 8, 1, 1)]
+    host = checks.stepped(name, CPU, shapes=shapes)
+    for last in ("parameters", "gradients", "both"):
+        machine.launches.clear()
+        got = checks.stepped(name, PLACE, shapes=shapes, last=last)
+        for mine, other in zip(got, host, strict=True):
+            np.testing.assert_array_equal(mine, other)
+        assert len(machine.launches) == 14  # two a step
+
+
+def test_norms_and_clipping_of_channels_last_are_launches_of_their_own(machine):
+    values = np.random.default_rng(0).standard_normal((6, 4, 3, 3)).astype("f4")
+    found = []
+    for place, form in ((CPU, dg.contiguous_format), (PLACE, dg.channels_last)):
+        p = dg.ones(6, 4, 3, 3, device=place).requires_grad_()
+        p.grad = dg.tensor(values, device=place).contiguous(memory_format=form)
+        norm = dg.nn.utils.clip_grad_norm_([p], 1.0).item()
+        found.append((norm, p.grad.cpu().numpy()))
+    assert machine.launches == ["norm_parts", "norm_total", "scale_all"]
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-6)
+
+
 def test_flat_parameters_are_one_array(machine):
     shapes = [(3, 5), (7,), (2,)]  # not aligned to 16 bytes in the flat array
     host = checks.stepped("adamw", CPU, shapes=shapes)
@@ -75,19 +100,6 @@ def test_threads_of_kernels_may_run_in_any_order(machine):
         norm = dg.nn.utils.clip_grad_norm_(params, 1.0).item()
         results.append([norm, *params[1].grad[:5].tolist()])
     assert all(r == results[0] for r in results)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_kernels_write_copies_in_16_bits_too(machine, dtype):
-    dg.zeros(1, device=PLACE)  # the package below is of this stand-in
-    from distgrad.backend.cuda.optimizer import Update
-
-    params = [dg.arange(n / 7, step=1 / 7, device=PLACE).array for n in (5.0, 64.0)]
-    copies = [dg.zeros(len(p), dtype=getattr(dg, dtype), device=PLACE).array for p in params]
-    update = Update("sgd", params, [[], []], copies)
-    update([p * 0 + 1 for p in params], [0.25, 0.0, 0.0, 0.0, 0.0], 0, 1)
-    for p, copy in zip(params, copies, strict=True):
-        np.testing.assert_array_equal(copy.get(), p.get().astype(copy.dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

@@ -9,7 +9,7 @@ import distgrad as dg
 from distgrad.backend.device import cuda_device_count, device, is_cuda_available
 from distgrad.errors import DeviceError, DistgradError
 from distgrad.nn import functional as F
-from distgrad.testing import device_calls, on_device, operations, standin
+from distgrad.testing import device_calls, device_memory, on_device, operations, standin
 from distgrad.testing.standin import emulator
 
 CASES = [pytest.param(n, i, id=f"{n}-{i}") for n, i in operations.cases()]
@@ -104,6 +104,13 @@ def test_tensors_behave_as_on_the_host(check):
 )
 def test_devices_draw_and_find_by_themselves(check):
     check(PLACE)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("name", device_memory.__all__)
+def test_memory_is_written_again_where_nobody_holds_it(name):
+    getattr(device_memory, name)(PLACE)
 
 
 def test_random_operations_know_vmap_and_forward_mode():

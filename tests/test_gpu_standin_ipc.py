@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import distgrad as dg
+from distgrad.backend.device import array_namespace
 from distgrad.distributed import ipc, run_ranks
 from distgrad.distributed import nccl as links
-from distgrad.errors import CaptureError, DistributedError
+from distgrad.distributed.tree import Subtree, order_of
+from distgrad.errors import CaptureError, DistributedError, RankLost
 from distgrad.testing import device_capture, device_ranks, standin
 from distgrad.testing.device_ranks import check_close, check_same_bits, trained
 
@@ -65,6 +67,41 @@ def test_sums_have_the_bits_of_the_host(strict, monkeypatch, ranks, dtype):
         return x.cpu().view(dg.uint8).numpy().tobytes()
 
     assert run_ranks(ranks, body, "cuda") == run_ranks(ranks, body, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "bfloat16"])
+@pytest.mark.parametrize("op", ["sum", "avg", "prod", "max", "min"])
+def test_one_kernel_has_the_bits_of_the_host(strict, dtype, op):
+    kind, rng = getattr(pytest.importorskip("ml_dtypes"), dtype, dtype), np.random.default_rng(0)
+    x = dg.zeros(1, device="cuda")
+    xp = array_namespace(x.array)
+    shards = [Subtree(0, 2), Subtree(2, 1), Subtree(3, 1)]
+    for ranks, parts, n, shift in ((2, [], 1, 0), (5, [], 1003, 0), (3, shards, 1000, 1)):
+        hosts = [(rng.standard_normal(n + shift) * 3).astype(kind) for _ in range(ranks)]
+        hosts[0][-1] = np.nan if op in ("max", "min") else 1e-40  # and small numbers stay
+        hosts[1][-1] = 2e-40
+        given = [xp.asarray(host)[shift:] for host in hosts]  # aligned to 16 bytes, or not
+        got = xp.empty(n, kind)
+        ipc.reduce_into(op, parts, given, got)
+        order = order_of(tuple(parts or [Subtree(rank, 1) for rank in range(ranks)]))
+        wide = kind if parts or got.itemsize > 2 else np.float32
+        rows = [host[shift:].astype(wide) for host in hosts]
+        total = ipc._folded(getattr(np, ipc._COMBINE[op]), order, rows)
+        want = (total / ranks if op == "avg" else total).astype(kind)
+        assert got.get().tobytes() == want.tobytes()
+    assert strict.launches == ["reduce_windows"] * 3
+
+
+def test_a_turn_is_read_in_one_launch(monkeypatch, strict):
+    monkeypatch.setenv("DISTGRAD_GPU_WINDOW", str(2 * 400 / 2**20))  # 256 bytes a half
+    run_ranks(2, lambda group: dg.distributed.all_reduce(dg.ones(640, device="cuda")))
+    assert strict.launches == ["reduce_windows"] * (2 * 640 * 4 // 512)
+
+
+def test_windows_have_room_for_all_ranks(monkeypatch, strict):
+    monkeypatch.setenv("DISTGRAD_GPU_WINDOW", "0.00001")
+    for name in ("exchanges", "messages"):
+        device_ranks.check_collective(name, 7, 1)
 
 
 def test_a_collective_waits_for_hosts_and_never_for_the_gpu(strict):
@@ -222,6 +259,31 @@ def test_a_rank_that_fails_ends_the_transfers_of_the_others():
             with pytest.raises(DistributedError, match=r"rank 1 has ended.*checkpoint"):
                 turn.run("all_reduce", "all_reduce(x)", x.array, x.array, "sum")
                 turn.arrive()
+
+        run_ranks(2, body)
+
+
+def test_a_rank_that_is_lost_is_lost_to_windows_too():
+    told = threading.Event()
+    with standin.installed(1):
+
+        def body(group):
+            x = dg.ones(2, device="cuda")
+            dg.distributed.all_reduce(x)
+            link = group.gpus.link
+
+            def poll():
+                raise RankLost("rank 1 has ended; shrink() lets the others go on")
+
+            if group.rank == 0:
+                link._slab.poll = poll
+                turn = links.Turn(link)
+                turn.take()
+                with pytest.raises(RankLost, match=r"^rank 1 has ended; shrink"):
+                    turn.run("all_reduce", "all_reduce(x)", x.array, x.array, "sum")
+                    turn.arrive()
+                told.set()
+            told.wait(10)
 
         run_ranks(2, body)
 

@@ -11,7 +11,14 @@ import pytest
 import distgrad as dg
 from distgrad.distributed import nccl as links
 from distgrad.distributed import run_ranks
-from distgrad.errors import DeviceError, DistributedError
+from distgrad.distributed.algorithms.ddp_comm_hooks import default_hooks, quantization_hooks
+from distgrad.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
+    PowerSGDState,
+    batched_powerSGD_hook,
+    powerSGD_hook,
+)
+from distgrad.distributed.algorithms.ddp_comm_hooks.topk_hook import TopKState, topk_hook
+from distgrad.errors import CaptureError, DeviceError, DistributedError
 from distgrad.testing import device_ranks, standin
 from distgrad.testing.device_ranks import check_close, check_same_bits, trained
 from distgrad.testing.standin.array import TABLE
@@ -120,6 +127,26 @@ def test_world_has_the_same_bits_on_any_number_of_ranks_and_gpus(machine, ranks,
     check_same_bits(got, trained(4, GPUS, determinism="world", shards=4))
     check_close(got, trained(4, 0, determinism="world", shards=4))
     assert "nccl allReduce" not in str(machine.trace)
+
+
+def test_a_wrong_label_on_another_gpu_is_raised_once(machine):
+    logits = dg.zeros(2, 3, device="cuda:1")
+    losses = []
+    with dg.cuda.device(1):
+        for label in (7, 2):
+            target = dg.tensor([0, label], device="cuda:1")
+            losses.append(dg.nn.functional.cross_entropy(logits, target))
+    assert dg.cuda.current_device() == 0
+    with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+        losses[0].item()
+    assert losses[1].item() > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_world_keeps_sums_next_to_0_that_cupys_kernels_would_flush(machine, ranks, by_host):
+    got = run_ranks(ranks, device_ranks.tiny_gradient, 1)
+    check_same_bits(got, run_ranks(1, device_ranks.tiny_gradient, 0) * ranks)
+    assert got[0][0].all()
 
 
 @pytest.mark.parametrize("determinism", ["off", "run"])
@@ -351,3 +378,103 @@ def test_threads_of_communication_touch_their_own_gpu_only():
             device_ranks.place_of = original
         assert ledger.contexts == {1}
         assert not np.any(ledger.hazards)
+
+
+# ---------------------------------------------------------------------- hooks
+def hooked(hook, gpus, streams=False):
+    """Return what three ranks get in as many steps, and where their buckets were narrow."""
+    places = []
+
+    def noted(state, bucket):
+        future = hook(state, bucket)
+        places.append(bucket.buffer().data_ptr())
+        return future
+
+    def body(group):
+        device_ranks.place_of(group, gpus)
+        with dg.cuda.stream(dg.cuda.Stream() if streams else None):
+            return device_ranks.compressed(group, gpus, standin.no_syncs, noted)
+
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_ranks(3, body), places
+
+
+HOOKS = {
+    "allreduce": lambda: (None, default_hooks.allreduce_hook),
+    "power": lambda: (PowerSGDState(None, 2, start_powerSGD_iter=2), powerSGD_hook),
+    "batched": lambda: (PowerSGDState(None, 4, start_powerSGD_iter=2), batched_powerSGD_hook),
+    "power in fp16": lambda: (
+        PowerSGDState(None, 2, start_powerSGD_iter=2, orthogonalization_epsilon=1e-6),
+        default_hooks.fp16_compress_wrapper(powerSGD_hook),
+    ),
+    "topk": lambda: (TopKState(ratio=0.2), topk_hook),
+    "8 bits": lambda: (None, quantization_hooks.quantization_pertensor_hook),
+    "8 bits in rows": lambda: (None, quantization_hooks.quantization_perchannel_hook),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_work_on_the_gpu_and_the_stream_of_their_rank(machine, name):
+    def body(group, gpus):
+        place = device_ranks.place_of(group, gpus)
+        with dg.cuda.stream(dg.cuda.Stream()):
+            net = dg.nn.Sequential(dg.nn.Linear(5, 24), dg.nn.Tanh(), dg.nn.Linear(24, 3))
+            rng = np.random.default_rng(0)
+            for p in net.parameters():
+                p.data.copy_(dg.from_numpy(rng.standard_normal(p.shape) / 2))
+            net.to(place)
+            ddp = dg.nn.parallel.DistributedDataParallel(
+                net, process_group=group, bucket_cap_mb=1e-3
+            )
+            ddp.register_comm_hook(*HOOKS[name]())
+            for number in range(4):
+                ddp.zero_grad()
+                x = np.random.default_rng(10 * number + group.rank).standard_normal((4, 5))
+                ddp(dg.from_numpy(x.astype("f4")).to(place)).square().sum(1).mean().backward()
+            return [p.grad.cpu().numpy() for p in net.parameters()]
+
+    want, got = (run_ranks(2, body, gpus) for gpus in (0, 2))
+    for one, other in zip(got, want, strict=True):
+        for p, q in zip(one, other, strict=True):
+            np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("gpus", [1, 3])
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_a_bucket_is_narrowed_and_widened_by_one_kernel_each(machine, kind, gpus, streams):
+    hook = getattr(default_hooks, f"{kind}_compress_hook")
+    want, _ = hooked(hook, 0)
+    machine.launches.clear()
+    got, places = hooked(hook, gpus, streams)
+    check_same_bits(got, want)
+    assert sorted(machine.launches) == ["compress"] * 9 + ["decompress"] * 9
+    assert len(set(places)) == 3  # the same memory of each rank at each step
+
+
+def test_a_hook_in_16_bits_sees_gradients_that_are_not_divided(machine):
+    def mean(state, bucket):
+        assert bucket.buffer().dtype is dg.bfloat16
+        return default_hooks.allreduce_hook(state, bucket)
+
+    hook = default_hooks.bf16_compress_wrapper(mean)
+    want, _ = hooked(hook, 0)
+    got, _ = hooked(hook, 2)
+    np.testing.assert_array_equal(got[0][0], want[0][0])
+
+
+def test_a_step_with_a_hook_is_not_captured(machine):
+    def body(group):
+        place = device_ranks.place_of(group, 2)
+        net = dg.nn.Linear(2, 2).to(place)
+        ddp = dg.nn.parallel.DistributedDataParallel(net, process_group=group)
+        ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
+        x = dg.ones(1, 2, device=place)
+        ddp(x).sum().backward()
+        dg.cuda.synchronize()
+        refused = pytest.raises(CaptureError, match=r"communication hook.*leave out the hook")
+        with refused, dg.cuda.graph(dg.cuda.CUDAGraph()):
+            ddp(x).sum().backward()
+
+    run_ranks(2, body)

@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +115,7 @@ def test_damaged_ones_do_not_count_and_the_newest_good_one_stays(tmp_path):
 
 def test_one_that_is_read_stays(tmp_path):
     save(tmp_path, 1)
-    with Folder(tmp_path / "step_00000001") as reader:
+    with closing(Folder(tmp_path / "step_00000001")) as reader:
         save(tmp_path, 2, 3, keep=1)
         assert steps_in(tmp_path) == {1, 3}
         handle, _ = reader.open("model.safetensors")
@@ -361,3 +363,41 @@ def test_a_torn_one_of_the_first_format_names_what_is_wrong(first_format, damage
     damage(first_format)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.verify(first_format)
+
+
+# ------------------------------------------------------------------ what they cost
+
+
+@pytest.fixture(scope="module")
+def wall():
+    """The benchmark that compares blocks of training with a save and without."""
+    program = Path(__file__).parents[1] / "benchmarks" / "checkpoint_wall.py"
+    spec = importlib.util.spec_from_file_location("checkpoint_wall", program)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_cost_of_saves_is_found_in_spite_of_drift(wall):
+    rng = np.random.default_rng(1)
+    each = [
+        (1 + 0.04 * wall.is_b(n)) * (1 + 0.002 * n) * (1 + 0.04 * rng.standard_exponential())
+        for n in range(wall.WARM + 4 * 90)
+    ]
+    marks = np.cumsum([0.0, *each]).tolist()
+    found = wall.shares(marks)
+    assert len(found) == 90
+    low, high = wall.interval(found)
+    assert low < 0.01 < high < 0.015
+    assert wall.verdict(low, high) == "less than 2%"
+    assert wall.verdict(0.021, 0.05) == "MORE than 2%"
+    assert wall.verdict(0.01, 0.05).startswith("undecided")
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says(wall):
+    rng = np.random.default_rng(2)
+    draws = [(rng.standard_exponential(20) - np.log(2)).tolist() for _ in range(2000)]
+    held = np.mean([low <= 0 <= high for low, high in map(wall.interval, draws)])
+    assert 0.95 <= held < 0.975
+    assert wall.interval([*map(float, range(2001))])[0] > 900
+    assert wall.interval([1.0] * 5) == (-np.inf, np.inf)

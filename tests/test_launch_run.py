@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distgrad.launch import spawn
+from distgrad.launch import signals, spawn
 from distgrad.launch.rundir import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -260,18 +260,45 @@ def test_a_signal_saves_and_exits_75_and_the_run_goes_on(place):
 def test_the_second_signal_ends_at_once(place):
     (place / "waits.py").write_text(
         "import os, signal, time\n"
-        "from distgrad.launch.signals import stop_requested, stop_signal\n"
+        "from distgrad.launch.signals import SAME_S, stop_requested, stop_signal\n"
         "assert not stop_requested()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "assert stop_requested() and stop_signal() == signal.SIGTERM\n"
+        "for again in (signal.SIGCONT, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):\n"
+        "    os.kill(os.getpid(), again)\n"  # all of them at once are one request
+        "time.sleep(SAME_S)\n"
+        "print('still there', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGUSR1)\n"
         "time.sleep(30)\n"
     )
     started = time.monotonic()
     done = launch(place, "waits.py")
     assert done.returncode == 128 + signal.SIGUSR1
-    assert "SIGTERM: stops after this step" in done.stderr
+    assert done.stdout == "still there\n"
+    assert done.stderr.count("SIGTERM: stops after this step; once more ends at once") == 1
     assert time.monotonic() - started < 10
+
+
+USR1, TERM, INT = signal.SIGUSR1, signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends"),
+    [
+        ([(TERM, 0.0)], []),
+        ([(INT, 0.0), (TERM, 0.1)], []),  # a terminal, and mpirun that passes it on
+        ([(USR1, 0.0), (TERM, 0.1), (TERM, 0.9)], []),  # Slurm's warning, then scancel
+        ([(USR1, 0.0), (TERM, 120.0)], []),  # Slurm's warning, then the limit
+        ([(USR1, 0.0), (USR1, 0.5), (USR1, 9.0)], [9.0]),
+        ([(USR1, 0.0), (TERM, 120.0), (TERM, 120.5), (TERM, 150.0)], [150.0]),
+        ([(TERM, 0.0), (USR1, 5.0), (TERM, 60.0)], [5.0, 60.0]),
+        ([(INT, 0.0), (INT, 0.5), (INT, 0.9), (INT, 1.1)], [1.1]),  # somebody who means it
+    ],
+)
+def test_what_schedulers_send_is_one_request_and_who_insists_is_heard(sent, ends):
+    requests = signals.Requests()
+    assert [when for number, when in sent if requests.ends(number, when)] == ends
+    assert requests.first == sent[0][0]
 
 
 def test_a_script_that_never_asks_keeps_pythons_own_signals(place):

@@ -243,6 +243,16 @@ def test_ranks_that_never_report_are_named_at_the_deadline(place):
     assert "restart 1 of 2" in done.stderr
 
 
+def test_without_a_supervisor_the_ranks_that_wait_for_others_say_so(place):
+    done = launch(place, "-n", "3", "--job", "demo.job", "--start-timeout", "8", LATE="1")
+    assert done.returncode != 0
+    for rank in (0, 2):
+        said = rf"rank {rank} of 3 \(\S+, process \d+\) has waited 8 s \(--start-timeout\)"
+        assert len(re.findall(said, done.stderr)) == 1, done.stderr
+    assert "rank 1 of 3" not in done.stderr
+    assert "start_mpi" in done.stderr  # the stack
+
+
 def test_ranks_that_do_not_exit_do_not_keep_a_job_that_is_done(place):
     done = train(place, "linger", "--exit-timeout", "2")
     assert done.returncode == 0, done.stderr
@@ -281,8 +291,10 @@ def test_a_signal_saves_the_same_step_on_all_ranks(place, number):
 
 def test_the_second_signal_ends_everything_at_once(place):
     process = begun(place, "--set", "fault=wait")
-    process.send_signal(signal.SIGTERM)
+    for number in (signal.SIGUSR1, signal.SIGCONT, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)  # at once they are one request
     time.sleep(1.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     _, err = process.communicate(timeout=LIMIT_S)

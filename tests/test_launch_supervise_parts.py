@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from distgrad import doctor
 from distgrad.errors import ConfigError
 from distgrad.launch import spawn
 from distgrad.launch.supervise import explain, hosts, visit, wire
+from distgrad.launch.supervise.child import Child
 from distgrad.launch.supervise.hosts import Answer, Host, Remote
 from distgrad.launch.supervise.listener import Listener
 from distgrad.launch.supervise.outcome import Outcome, pause_s, why_not_again
@@ -201,17 +204,62 @@ def test_mpirun_is_not_started_without_the_program_that_reaches_hosts():
 
 def test_ssh_is_kept_alive_and_never_asks_for_a_password(tmp_path):
     folder = tmp_path
-    mpirun = spawn.Mpi("MPICH", "5.0", "/usr/bin/mpirun")
     remote = Remote("ssh -F conf")
-    words, variables = spawn.kept_apart(mpirun, folder, remote.options(), "10.0.0.1")
+    options = remote.options()
     remote.close()
-    assert words[-2:] == ["-localhost", "10.0.0.1"]
+    mpirun = spawn.Mpi("MPICH", "5.0", "/usr/bin/mpirun")
+    words, variables = spawn.kept_apart(mpirun, folder, options, "10.0.0.1")
+    assert words[-6:] == [
+        "-launcher", "ssh", "-launcher-exec", "ssh", "-localhost", "10.0.0.1",
+    ]  # fmt: skip
+    hydra = variables.pop("HYDRA_LAUNCHER_EXTRA_ARGS")
     assert variables == {"TMPDIR": str(folder)}
-    script = folder / "ssh"
+    mpirun = spawn.Mpi("Open MPI", "5.0", "/usr/bin/mpirun")
+    words, variables = spawn.kept_apart(mpirun, folder, options, "10.0.0.1")
+    agent = variables.pop("PRTE_MCA_plm_ssh_agent")
+    assert (words, variables) == ([], {"PRTE_MCA_prte_local_tmpdir_base": str(folder)})
+    assert agent == f"ssh {hydra}"
+    for option in ("-F conf", "BatchMode=yes", "ConnectTimeout=2", "ServerAliveInterval=3"):
+        assert option in hydra
+    assert not list(folder.iterdir())  # a script there could not run where /tmp is noexec
+
+
+def test_hydra_runs_the_options_that_it_is_given(tmp_path):
+    pytest.importorskip("mpi4py")
+    mpirun = spawn.matching_mpirun()
+    if mpirun.family != "MPICH":
+        pytest.skip("the MPI at hand is not MPICH")
+    calls = tmp_path / "calls"
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexit 255\n')
+    ssh.chmod(0o700)
+    remote = Remote(f"{ssh} -F conf")
+    words, variables = spawn.kept_apart(mpirun, tmp_path, remote.options(), "127.0.0.1")
+    remote.close()
+    subprocess.run(
+        [mpirun.path, "-n", "1", "-hosts", "127.0.0.2", *words, "true"],
+        env=os.environ | variables, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = calls.read_text()
+    assert re.search("-F conf -o BatchMode=yes .*ServerAliveInterval=3.* 127.0.0.2", said)
+
+
+def test_daemons_of_open_mpi_need_no_program_that_only_this_host_has(tmp_path):
+    mpirun = spawn.Mpi("Open MPI", "5.0", "/usr/bin/mpirun")
+    _, variables = spawn.kept_apart(mpirun, tmp_path, ["/opt/enter"], "10.0.0.1")
+    assert variables["PRTE_MCA_plm_ssh_agent"] == "/opt/enter"
+    assert variables["PRTE_MCA_plm_ssh_no_tree_spawn"] == "1"
+
+
+def test_a_program_with_options_that_hydra_cannot_give_it_is_a_script(tmp_path, monkeypatch):
+    mpirun = spawn.Mpi("MPICH", "5.0", "/usr/bin/mpirun")
+    words, _ = spawn.kept_apart(mpirun, tmp_path, ["ip", "netns", "exec"], "10.0.0.1")
+    script = Path(words[words.index("-launcher-exec") + 1])
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
-    for option in ("BatchMode=yes", "ConnectTimeout=2", "ServerAliveInterval=3"):
-        assert option in script.read_text()
-    assert "-F conf" in script.read_text()
+    assert 'exec ip netns exec "$@"' in script.read_text()
+    monkeypatch.setattr(spawn.os, "access", lambda path, mode: mode != os.X_OK)  # noexec
+    with pytest.raises(ConfigError, match=r"mounted with noexec.*set TMPDIR"):
+        spawn.kept_apart(mpirun, tmp_path, ["ip", "netns", "exec"], "10.0.0.1")
 
 
 def test_only_processes_of_the_job_are_swept():
@@ -283,11 +331,25 @@ def test_the_pause_grows_only_without_progress():
         ("/x/python: No module named distgrad", "distgrad is not installed on every host"),
         ("ssh: connect to host beta port 22: Connection refused", "host beta: no ssh server"),
         ("unable to connect to server vm at port 4", "the daemons of MPICH do not reach"),
+        ("PRTE has lost communication with a remote daemon.", "ended on another host before"),
         ("", "mpirun ended with status 3 before the ranks had begun"),
     ],
 )
 def test_a_start_that_fails_has_its_reason(said, reason):
     assert reason in explain.why_not_started(said, 3, [])
+
+
+def test_what_mpirun_says_is_text_that_grep_reads(tmp_path, capfd):
+    child = Child(["sh", "-c", r"printf 'notice\n\0' >&2"], os.environ, tmp_path)
+    assert child.wait(10)
+    child.end()
+    child.close()
+    assert capfd.readouterr().err == "notice\n"
+
+
+def test_the_last_words_of_mpirun_are_words():
+    said = "prted: out of luck\n-----\n \0\n"
+    assert explain.why_not_started(said, 3, []).endswith("the last it said: prted: out of luck")
 
 
 def test_a_stall_names_who_does_not_wait(listener, call):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +44,33 @@ def test_names_of_operations_are_those_of_torch() -> None:
         assert hasattr(torch.nn.functional, name), name
     for name in dg.nn.__all__:
         assert hasattr(torch.nn, name), name
+
+
+def _imports(node: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
+    """Yield what a module imports, in its functions too, but not what only checkers of types do."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (name.name for name in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            inner = [f"{child.module}.{name.name}" for name in child.names]
+            yield from (name if name in modules else child.module for name in inner)
+        yield from _imports(child, modules)
+
+
+def test_no_module_needs_itself_by_way_of_others_not_even_later() -> None:
+    root = Path(dg.__file__).parent
+    modules = {
+        ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in root.rglob("*.py")
+    }
+    needs = {
+        name: {other for other in _imports(ast.parse(path.read_text()), modules) if other != name}
+        & modules.keys()
+        for name, path in modules.items()
+    }
+    assert len(needs) > 500
+    graphlib.TopologicalSorter(needs).prepare()  # a CycleError has the circle

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from distgrad import ops
 from distgrad.nn import functional
-from distgrad.ops import fft, linalg_names
+from distgrad.ops import fft, linalg_names, loss
 from distgrad.tensor import Tensor
 
 Policy = Literal["lower", "float32", "widest", "refuse"]
@@ -69,6 +69,9 @@ _BY_DEVICE = {
 }  # fmt: skip
 
 Function = Callable[..., Any]
+
+# On a GPU: what takes the place of functions that read 16 bits as exactly as float32.
+READ_AS_THEY_ARE: dict[str, Function] = {"cross_entropy": loss.wide_cross_entropy}
 
 
 def listed() -> dict[Function, dict[str, Policy]]:

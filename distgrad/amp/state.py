@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-from distgrad.amp.lists import Function, Policy, listed
+from distgrad.amp.lists import READ_AS_THEY_ARE, Function, Policy, listed
 from distgrad.autograd import saving
 from distgrad.autograd.declare import cast
 from distgrad.autograd.mode import mode
@@ -206,6 +206,8 @@ def _run(
         )
     kind = _kind(policy, place, args, options)
     with paused():
+        if place == "cuda" and function.__name__ in READ_AS_THEY_ARE:
+            return READ_AS_THEY_ARE[function.__name__](*args, **options)
         if kind is None:
             return function(*args, **options)
         return function(

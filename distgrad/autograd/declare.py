@@ -13,6 +13,7 @@ it needs, and that is all that is kept for backward:
     into               where gradients go, see autograd/into.py: an Into or None
     xp, needs          fused rules only (with ``formula``): the array namespace, and which operands
                        need a gradient
+    <operand>_spare    fused rules only: whether it may be overwritten, see autograd/spare.py
 
 The engine sums a gradient down to its operand's shape, so rules ignore broadcasting.
 """
@@ -40,6 +41,7 @@ from distgrad.autograd.numpy_names import ABSENT, refuse_missing
 from distgrad.autograd.outputs import by_name
 from distgrad.autograd.samples import Sample
 from distgrad.autograd.source import Operand, Plan, bare_source, call_source, pull_source
+from distgrad.autograd.spare import spare
 from distgrad.autograd.traced import is_traced, namespace_of_plain, traced_call
 from distgrad.backend import dtype as _dtype
 from distgrad.backend import numpy_backend
@@ -277,12 +279,13 @@ _DIRECT = [f.__code__ for f in (lambda xp, a: xp.f(a), lambda xp, a, b: xp.f(a, 
 
 def _kept(self: Operation, asked: list[str]) -> list[str]:
     """Return what must be saved; a name that nobody knows fails at import."""
-    wanted = set(asked) - {"F", "g", "into", "xp", "needs"}
     names = [o.name for o in self.operands]
+    spared = {n + "_spare" for n in names}
+    wanted = set(asked) - {"F", "g", "into", "xp", "needs"} - spared
     if self.formula:
         wanted |= set(inspect.signature(self.formula).parameters) - {"F"}
         wanted |= set(names)
-    elif {"xp", "needs"} & set(asked):
+    elif ({"xp", "needs"} | spared) & set(asked):
         raise TypeError(f"{self.name}: a rule that asks for xp or needs must come with a formula")
     outs = list(self.outputs) if self.outputs else ["out"]
     about = [n + end for n in names for end in ("_shape", "_dtype", "_device")]
@@ -311,6 +314,7 @@ def compile_operation(self: Operation, node_name: str, check: Callable[..., None
         "_freed": freed, "_check": check_unchanged, "_attached": attached, "_attach": _attach_slots,
         "_by_name": by_name, "_absent": ABSENT, "_defaults": self.options,
         "_link": link_view, "_link_all": link_views, "_zeros_for": engine.zeros_for, "_into": into,
+        "_spare": spare,
     }  # fmt: skip
     names |= {f"_default_{q.name}": q.default for q in self.plan.parameters}
     names |= {f"_rule_{n}": rule for n, rule in self.rules.items()}

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,9 +31,11 @@ from typing import Any
 from numpy import ndarray
 
 from distgrad.autograd import saving
+from distgrad.autograd.holders import is_held_once
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Slot, attached
 from distgrad.backend.device import array_namespace
+from distgrad.backend.layout import lie_alike
 from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, wrap
 
@@ -310,11 +311,20 @@ class _Walk:
         elif edge in self.owned and not edge._leaf:
             self.acc[edge] += new
         else:
-            old = self.acc[edge]
-            # On a device the namespace's sum, not the operator's, keeps the order in memory.
-            plus = operator.add if type(new) is ndarray else array_namespace(new).add
-            self.acc[edge] = plus(old, new)
+            if type(new) is ndarray:
+                self.acc[edge] = self.acc[edge] + new
+            else:
+                self._add_on_device(edge, new)
             self.owned.add(edge)
+
+    def _add_on_device(self, edge: Edge, new: Any) -> None:
+        """Sum two contributions as they lie, in the memory of the first if nobody else has it."""
+        xp, out = array_namespace(new), None
+        if is_held_once(self.acc, edge) and lie_alike(self.acc[edge], new):
+            out = self.acc[edge]
+        if out is not None and (out.shape != new.shape or out.dtype != new.dtype):
+            out = None
+        self.acc[edge] = xp.add(self.acc[edge], new, out=out)
 
     def _slot(self, slot: Slot, g: Any) -> None:
         """Gather one output's gradient; the node runs when all its outputs have reported."""

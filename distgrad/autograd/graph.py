@@ -143,21 +143,26 @@ class save_on_cpu(saved_tensors_hooks):
     """Keeps what is saved inside a ``with`` block in host memory; backward copies it back.
 
     Args:
-        pin_memory: accepted; copies are from pageable memory.
+        pin_memory: copy both ways beside other work, by page-locked memory. Backward must run
+            on the stream that forward ran on, or behind it.
         device_type: accepted; the tensor's own device counts.
     """
 
     def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
         """Set the hooks."""
-        super().__init__(_to_host, _from_host)
+        super().__init__(_to_pinned if pin_memory else _to_host, _from_host)
 
 
 def _to_host(tensor: Tensor) -> tuple[Any, Tensor]:
     return tensor.device, tensor.detach().cpu()
 
 
+def _to_pinned(tensor: Tensor) -> tuple[Any, Tensor]:
+    return tensor.device, tensor.detach().to("cpu", non_blocking=True)
+
+
 def _from_host(packed: tuple[Any, Tensor]) -> Tensor:
-    return packed[1].to(packed[0])
+    return packed[1].to(packed[0], non_blocking=True)  # from page-locked memory alone
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from distgrad.autograd.node import Node, edge_of, freed
 from distgrad.autograd.saving import switch
 from distgrad.backend.device import array_namespace
 from distgrad.backend.dtype import can_cast
+from distgrad.backend.forms import overwriting
 from distgrad.errors import DtypeError, GradError, ShapeError
 from distgrad.tensor import UNTRACKED, Tensor, clock, is_inference, ndarray, shared_of, wrap
 
@@ -153,13 +154,19 @@ def _copied(array: Any, order: tuple[int, ...]) -> Any:
 def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
     """Return the method ``name`` that writes ``function(self, …)`` into ``self``."""
 
+    straight = _needs_no_operand(function)
+
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
         refuse_leaf(self, name)
         if self._base is not None and self._node is not None and self._node._hooks:
             _leave_hooks(self)
         if switch.users and mode.grad:  # hooks may pack what is changed below
             return assign(self, function(_values_before(self), *args, **options), name)
-        result = function(self, *args, **options)
+        if straight and type(self.array) is not ndarray and self._base is None:
+            with overwriting(self.array):
+                result = function(self, *args, **options)
+        else:
+            result = function(self, *args, **options)
         if result._node is not None:
             _keep_old_values(self, result._node.owner)
         return assign(self, result, name)
@@ -168,6 +175,12 @@ def in_place(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
     method.__wrapped__ = function  # type: ignore[attr-defined]  # its signature is the method's
     method.__doc__ = f"Write ``{function.__name__}(self, …)`` into this tensor and return it."
     return method
+
+
+def _needs_no_operand(function: Callable[..., Any]) -> bool:
+    """Return whether backward of an operation does without its first operand."""
+    op = getattr(function, "op", None)
+    return op is not None and op.operands[0].name not in op.plan.kept
 
 
 def _keep_old_values(target: Tensor, node: Any) -> None:
@@ -347,8 +360,26 @@ store_traced: list[Callable[[Tensor, Tensor], None]] = []  # autograd.traced put
 def _store(target: Tensor, result: Tensor) -> None:
     if hasattr(target.array, "below") or hasattr(result.array, "below"):
         store_traced[0](target, result)
-    else:
-        target.array[...] = result.array
+        return
+    if result.array is target.array:  # a kernel has put it there
+        return
+    target.array[...] = result.array
+    if type(target.array) is type(result.array):
+        _save_there(target, result)
+
+
+def _save_there(target: Tensor, result: Tensor) -> None:
+    """Let the node of ``result`` save its output as it is in ``target``: once, not twice.
+
+    Later changes of ``target`` are then refused in backward, as in PyTorch.  Of views the node
+    would not hear, so they keep a copy.
+    """
+    node, array = result._node, result.array
+    saved = getattr(node, "_held", None)
+    if not saved or target._base is not None or target.array.dtype != array.dtype:
+        return
+    if any([value is array for value in saved]):
+        node.saved = tuple([target.array if value is array else value for value in saved])
 
 
 def refuse_expanded(array: Any) -> None:

@@ -318,6 +318,10 @@ def pull_source(p: Plan, graph: bool) -> str:
         lines.append(f"g = _zeros_for(self.likes, g, {graph})")
     if not graph and _asks(p, "into"):
         lines.append("_i = _into(self, g)")
+    if not graph:  # before anything else here holds an operand
+        lines += [
+            f"_s_{n} = _spare(self, {p.kept.index(n)})" for n in tensors if _asks(p, _spared(n))
+        ]
     lines += _joint(p, graph) if p.joint is not None else _separate(p, graph)
     name = "pull_graph" if graph else "pull"
     return f"def {name}(self, F, g):\n" + "".join(f"    {line}\n" for line in lines)
@@ -326,6 +330,11 @@ def pull_source(p: Plan, graph: bool) -> str:
 def _asks(p: Plan, name: str) -> bool:
     """Return whether a rule asks for ``name``."""
     return name in (p.joint or ()) or any(name in asks for asks in p.rules.values())
+
+
+def _spared(name: str) -> str:
+    """Return by what name a rule asks whether it may overwrite an operand: autograd/spare.py."""
+    return f"{name}_spare"
 
 
 def _slotted(p: Plan) -> bool:
@@ -373,6 +382,8 @@ def _value(p: Plan, name: str, graph: bool) -> str:
     }
     if name in fixed:
         return fixed[name]
+    if name.endswith("_spare") and name[:-6] in dict(p.operands):
+        return "False" if graph else f"_s_{name[:-6]}"
     kind = dict(p.operands).get(name)
     saved = _index(p, name)
     if name == "out":

@@ -24,12 +24,13 @@ class Capture:
 
     Args:
         cupy: CuPy.
+        since: the time when it began, by which what was recorded for backward before is told.
     """
 
-    __slots__ = ("after", "before", "cupy", "kept")
+    __slots__ = ("after", "before", "cupy", "kept", "since")
 
-    def __init__(self, cupy: Any) -> None:
-        self.cupy = cupy
+    def __init__(self, cupy: Any, since: int = 0) -> None:
+        self.cupy, self.since = cupy, since
         self.before: list[Action] = []
         self.after: list[Action] = []
         self.kept: list[Any] = []

@@ -148,6 +148,11 @@ def choose_gpu_by(local_rank: Callable[[], int | None]) -> None:
     _local_rank = local_rank
 
 
+def current_gpu() -> device:
+    """The GPU that is the current one of this thread."""
+    return device("cuda", int(cupy_module("current_gpu()").cuda.Device().id))
+
+
 def bind_gpu(d: device) -> None:
     """Make GPU ``d`` the current one of this thread, before anything lies on another.
 

@@ -563,3 +563,14 @@ class iinfo:
 
     def __repr__(self) -> str:
         return f"iinfo(min={self.min}, max={self.max}, dtype={self.dtype})"
+
+
+def number_of_values(kind: np.dtype[Any]) -> int:
+    """How many integers from 0 on ``random_`` draws from: floats up to the last exact one."""
+    ours = from_numpy(kind)
+    if ours.is_floating_point:
+        exact = {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11}
+        return exact.get(ours.name, 1 << 8) + 1
+    if ours.is_complex:
+        raise DtypeError(f"random_(dtype={ours.name}): there are no complex integers; use int64")
+    return 2 if ours.name == "bool" else 1 << (8 * ours.itemsize - ours.is_signed)

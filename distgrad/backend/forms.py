@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
-__all__ = ["device_form"]
+__all__ = ["device_form", "may_overwrite", "overwriting"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,3 +32,28 @@ def device_form(function: F) -> F:
         return function(xp, *args, **options)
 
     return choose  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------------- operations in place
+class _Here(threading.local):
+    """What a thread may overwrite."""
+
+    array: Any = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def overwriting(array: Any) -> Iterator[None]:
+    """Let a kernel in the block put its result in the place of its operand ``array``."""
+    _here.array = array
+    try:
+        yield
+    finally:
+        _here.array = None
+
+
+def may_overwrite(array: Any) -> bool:
+    """Return whether this operand of a kernel is to be the result's memory."""
+    return array is _here.array

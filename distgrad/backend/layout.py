@@ -68,3 +68,16 @@ def laid_out(array: Any, order: tuple[int, ...]) -> Any:
     """Return a copy whose elements lie in memory in this order."""
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return array.transpose(order).copy("C").transpose(inverse)
+
+
+def is_dense(array: Any) -> bool:
+    """Return True when elements lie in memory without gaps, in whatever order of dimensions."""
+    if array.flags.c_contiguous:
+        return True
+    order = sorted(range(array.ndim), key=lambda dim: -array.strides[dim])
+    return bool(array.transpose(order).flags.c_contiguous)
+
+
+def lie_alike(a: Any, b: Any) -> bool:
+    """Return True for two arrays of one shape whose elements lie in memory in the same order."""
+    return bool(a.strides == b.strides or (a.flags.c_contiguous and b.flags.c_contiguous))

@@ -363,7 +363,12 @@ def where_positive(condition: Array, x: Array) -> Array:
     return bits.view(x.dtype)
 
 
-# --- adding at indices ------------------------------------------------------------------------
+# --- adding ---------------------------------------------------------------------------------------
+
+
+def exact_add(a: Array, b: Array, out: Array) -> Array:
+    """The sum of two flat arrays, in ``out``, with the same bits wherever it is made."""
+    return np.add(a, b, out=out)
 
 
 def add_at(out: Array, index: Array, values: Array) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from distgrad.backend.device import CPU, namespace_of
 from distgrad.backend.device import device as Device
-from distgrad.backend.dtype import from_numpy
+from distgrad.backend.dtype import from_numpy, number_of_values
 from distgrad.backend.rejection import Source
 from distgrad.errors import ArgumentError, ArgumentTypeError, DtypeError
 from distgrad.typing import Shape
@@ -415,18 +415,6 @@ def _check_std(mean: float, std: float) -> None:
 
 def _range_error(name: str, low: float, high: float, rule: str) -> ArgumentError:
     return ArgumentError(f"{name}(low={low}, high={high}): the range is empty or too large; {rule}")
-
-
-def number_of_values(dtype: np.dtype[Any]) -> int:
-    """How many integers from 0 on `integers_of` draws from."""
-    ours = from_numpy(dtype)
-    if ours.is_floating_point:
-        return {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11}.get(
-            ours.name, 1 << 8
-        ) + 1
-    if ours.is_complex:
-        raise DtypeError(f"random_(dtype={ours.name}): there are no complex integers; use int64")
-    return 2 if ours.name == "bool" else 1 << (8 * ours.itemsize - ours.is_signed)
 
 
 # --- arithmetic -------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ from distgrad.backend.device import cupy_module
 from distgrad.cuda.graphs import CUDAGraph, capture_stream, graph
 from distgrad.cuda.streams import current_stream, stream
 from distgrad.cuda.trees import leaves, outline, rebuilt
+from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.reducer import Reducer
-from distgrad.errors import ArgumentError, CaptureError
+from distgrad.errors import ArgumentError, CaptureError, DistributedError
 from distgrad.nn.hooks import register_module_forward_pre_hook
 from distgrad.nn.module import Module
 from distgrad.nn.parallel.distributed import DistributedDataParallel
@@ -80,7 +81,7 @@ class _Used:
 
     def plans(self) -> tuple[Any, ...]:
         """Return where the optimizers have their state, as far as they know it."""
-        return tuple([id(plan) for o in self.optimizers for plan in o._plans.values()])
+        return tuple([id(plan) for o in self.optimizers for plan in o.layouts()])
 
     def buffers(self) -> dict[str, Tensor]:
         """Return all buffers by a name for messages."""
@@ -95,14 +96,8 @@ class _Used:
         """Return what they are set to."""
         return (
             tuple([m.training for m in self.modules]),
-            tuple([
-                (r.enabled, r.count, r.explicit_count) for r in map(_reducer, self.parallel)
-            ]),
-        )  # fmt: skip
-
-
-def _reducer(module: DistributedDataParallel) -> Reducer:
-    return module.reducer
+            tuple([m.reducer.stage for m in self.parallel]),
+        )
 
 
 class _Counted:
@@ -113,19 +108,33 @@ class _Counted:
     """
 
     def __init__(self, reducer: Reducer) -> None:
-        self._reducer, self._before = reducer, reducer.reductions
+        self._reducer, self._before = reducer, reducer.standing()
+        self._reductions, self._more = reducer.reductions, 0
+
+    def settle(self) -> None:
+        """Let the current stream wait for parameters that are being gathered."""
+        if self._reducer.gathering:
+            self._reducer.gathering.wait()
 
     def note(self) -> None:
         """Look at the counts after the capture, which counted a step that was not made yet."""
         r = self._reducer
-        self._after = r.count, r.explicit_count, r.reduced, r.spent
-        self._more, r.reductions = r.reductions - self._before, self._before
+        self._after = r.standing()
+        self._more = r.reductions - self._reductions
+        self.undo()
+
+    def undo(self) -> None:
+        """Count as if there had been no capture."""
+        r = self._reducer
+        r.gathering.forget()  # before the capture all was gathered
+        r.reset()
+        r.stand(self._before)
+        r.reductions = self._reductions
 
     def replay(self) -> None:
         """Change them as the step did."""
-        r = self._reducer
-        r.count, r.explicit_count, r.reduced, r.spent = self._after
-        r.reductions += self._more
+        self._reducer.stand(self._after)
+        self._reducer.reductions += self._more
 
 
 class _Recorded:
@@ -138,7 +147,7 @@ class _Recorded:
 
     def __init__(self, given: list[Tensor], used: _Used) -> None:
         self.graph, params = CUDAGraph(), used.params()
-        self.counts = [_Counted(_reducer(m)) for m in used.parallel]
+        self.counts = [_Counted(m.reducer) for m in used.parallel]
         self.given = [_copy_of(t) for t in given]
         self.params = params
         self.arrays = [p.array for p in params]  # whose addresses the graph has
@@ -152,7 +161,13 @@ class _Recorded:
         self.after = [p.grad for p in self.params]
         pairs = zip(self.params, self.before, self.after, strict=True)
         self.kept = [(p, a) for p, b, a in pairs if a is not None and a is b]
-        self.before.clear()
+
+    def undo(self) -> None:
+        """Leave nothing of a capture that failed, here or on another rank."""
+        for counts in self.counts:
+            counts.undo()
+        for p, grad in zip(self.params, self.before, strict=True):
+            p.grad = grad
 
     def replay(self, given: list[Tensor]) -> Any:
         """Do the step with other arguments; return where its results are."""
@@ -162,6 +177,8 @@ class _Recorded:
         for p, grad in self.kept:
             if p.grad is not None and p.grad.array is not grad.array:
                 grad.array[...] = p.grad.array
+        for counts in self.counts:
+            counts.settle()
         self.graph.replay()
         for counts in self.counts:
             counts.replay()
@@ -232,6 +249,12 @@ class CapturedStep:
         return recorded.replay(given)
 
     # ------------------------------------------------------------------ which call it is
+    @property
+    def _group(self) -> ProcessGroup | None:
+        """The ranks that take part; None for this one alone."""
+        groups = (m.process_group for m in self._used.parallel)
+        return next((group for group in groups if group.size > 1), None)
+
     def _key(self, call: Any) -> Any:
         params = self._used.params()
         places = tuple([id(p.array) for p in params])
@@ -247,9 +270,8 @@ class CapturedStep:
 
     def _agreed(self, stage: int, key: Any) -> tuple[int, Any]:
         """Return what all ranks do, and the key with those of the others."""
-        group = next((m.process_group for m in self._used.parallel), None)
-        said = [(0, stage)]
-        if group is not None and group.size > 1:
+        group, said = self._group, [(0, stage)]
+        if group is not None:
             digest = zlib.crc32(repr(key[:2]).encode())
             said = group.channel("control").all_gather_object((digest, stage))
         key = key, tuple(digest for digest, _ in said)
@@ -274,11 +296,43 @@ class CapturedStep:
         return out
 
     def _capture(self, given: list[Tensor], call: Any) -> _Recorded:
-        recorded = _Recorded(given, self._used)
+        recorded, error = _Recorded(given, self._used), None
+        try:
+            self._record(recorded, call)
+        except Exception as wrong:
+            error = wrong
+        try:
+            self._agree_on(error)
+        except BaseException:
+            recorded.undo()
+            raise
+        recorded.before.clear()
+        return recorded
+
+    def _agree_on(self, error: Exception | None) -> None:
+        """Raise the error of a capture; on ranks whose own one succeeded, that of another rank.
+
+        Ranks: all, unless the ranks have lost each other.
+        """
+        group = self._group
+        if group is not None and not isinstance(error, DistributedError):
+            said = group.channel("control").all_gather_object(_in_words(error))
+            rank, text = next((pair for pair in enumerate(said) if pair[1]), (0, ""))
+            if len(set(said)) > 1 and (error is None or isinstance(error, CaptureError)):
+                raise CaptureError(f"a captured step: rank {rank} cannot: {text}") from error
+        if error is not None:
+            raise error
+
+    def _record(self, recorded: _Recorded, call: Any) -> None:
+        """Run the step while CUDA records it."""
         buffers = {name: (b, b.array) for name, b in self._used.buffers().items()}
         args, kwargs = rebuilt(call, recorded.given)
+        for counts in recorded.counts:
+            counts.settle()
         with graph(recorded.graph):
             recorded.out = self.function(*args, **kwargs)
+            for counts in recorded.counts:
+                counts.settle()  # all streams have to come together in the end
         recorded.note()
         now = self._used.buffers()
         for name, (buffer, array) in buffers.items():
@@ -288,7 +342,13 @@ class CapturedStep:
                     "which a replay would not do; change the buffer in place"
                 )
         recorded.out = rebuilt(recorded.out, [t.detach() for t in leaves(recorded.out)])
-        return recorded
+
+
+def _in_words(error: Exception | None) -> str:
+    """Return what other ranks are to hear of an error."""
+    if error is None or isinstance(error, CaptureError):
+        return str(error or "")
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_plain(cupy: Any) -> bool:
@@ -315,7 +375,8 @@ def capture_step(
         limit: how many captured kinds of calls are kept.
 
     Raises:
-        CaptureError: something in the step cannot be recorded; names it, and the line.
+        CaptureError: something in the step cannot be recorded, here or on another rank; names it,
+            and the line.  Counts and gradients are as before, so the function itself may go on.
 
     Ranks: all call it together, where the step averages gradients over ranks.
     """

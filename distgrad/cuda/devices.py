@@ -168,5 +168,5 @@ def is_bf16_supported(including_emulation: bool = True) -> bool:
 
 
 def is_tf32_supported() -> bool:
-    """Return False: float32 is computed in float32."""
-    return False
+    """Return whether the GPU has TF32, which ``set_float32_matmul_precision("high")`` allows."""
+    return is_available() and get_device_capability()[0] >= 8

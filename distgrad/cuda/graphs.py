@@ -37,6 +37,7 @@ from distgrad.backend.device import device as Device
 from distgrad.cuda.devices import synchronize
 from distgrad.cuda.streams import Stream
 from distgrad.errors import ArgumentError, CaptureError
+from distgrad.tensor import clock
 
 __all__ = [
     "CUDAGraph", "graph", "graph_pool_handle", "is_current_stream_capturing", "private_pools",
@@ -150,7 +151,7 @@ class CUDAGraph:
         stream = cupy.cuda.get_current_stream()
         self._check_begin(stream)
         self._pool = _pool(pool, cupy)
-        capture = Capture(cupy)
+        capture = Capture(cupy, clock.tick())
         undo = ExitStack()
         undo.callback(_collector.resume)
         _collector.pause()

@@ -31,7 +31,7 @@ from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.nccl import AnyLink, Turn
 from distgrad.distributed.reduction import Common
 from distgrad.distributed.shared import ALIGNMENT, Slab
-from distgrad.distributed.staging import Passage, Stage, Staged, pin, pinned_zeros
+from distgrad.distributed.staging import Passage, Stage, Staged, cupy, pin, pinned_zeros
 from distgrad.distributed.tree import Subtree, Sum, Tree
 from distgrad.distributed.work import HostArray, Work
 from distgrad.tensor import Tensor, wrap
@@ -159,7 +159,7 @@ class Summed(Flat):
         """Move the values of ``params`` into one array; see `Flat`."""
         super().__init__(index, params, names, ranks)
         self.tail = 0  # elements of ``wire`` beyond the gradients
-        self.total = Sum(array_namespace(self.values).add)  # of the shards before this one
+        self.total = Sum(array_namespace(self.values).exact_add)  # of the shards before this one
         self.turn: Turn | None = None  # at NCCL, if that adds up
         self._passage: Passage | None = None  # to the host and back, if that does
         self.job: Any = None  # at the communication thread
@@ -367,6 +367,17 @@ class Memory:
         ]
         mine = self.slab.place
         return wire[mine], [sums[mine] for sums in waiting], Common(self.slab, self.hosts, brought)
+
+
+def let_go(flats: Sequence[Flat]) -> None:
+    """Wait until GPUs are through with arrays that nobody will use any more.
+
+    Their memory belongs to the stream on which it was taken, mostly the default one, and is given
+    out again there, though another one may compute with it now.
+    """
+    for place in {device_of(flat.values) for flat in flats}:
+        if place.type == "cuda":
+            cupy().cuda.get_current_stream(place.index or 0).synchronize()
 
 
 def plan_buckets(

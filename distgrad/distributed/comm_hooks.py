@@ -21,29 +21,26 @@ Note [What goes beside the hook]
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from distgrad.backend.device import CPU, array_namespace, device_of, to_device
+from distgrad.backend.device import array_namespace
 from distgrad.distributed.bucket import Bucket, Summed
 from distgrad.distributed.group import ProcessGroup
-from distgrad.distributed.progress import InlineProgress, Progress
-from distgrad.distributed.reduction import PHASES, Exchange, Reduction, Rounds
-from distgrad.distributed.tree import Tree
 from distgrad.distributed.waiting import watched
-from distgrad.distributed.work import HostArray, Work
+from distgrad.distributed.wire import LANES, Place, Wire
 from distgrad.errors import ArgumentTypeError, describe
 from distgrad.futures import Future
 from distgrad.tensor import Tensor, wrap
+from distgrad.typing import Array
 
 if TYPE_CHECKING:
     from distgrad.distributed.reducer import Reducer
 
 T = TypeVar("T")
 
-LANES = 8  # reductions of one bucket that may be under way at a time
 _PATIENCE_S = 0.25
 
 
@@ -75,6 +72,10 @@ class GradBucket:
         """Let ``buffer`` return ``tensor``, of as many elements."""
         self._buffer = tensor
 
+    def room(self, dtype: Any) -> Array:
+        """Return an array of as many elements for this step; on a GPU it is always the same one."""
+        return self._wire.room(self._bucket.index, self._bucket.gradients, dtype)
+
     def gradients(self) -> list[Tensor]:
         """Return the gradient of each parameter, as a view of the buffer."""
         return self.pieces(self._buffer)
@@ -99,11 +100,18 @@ class GradBucket:
 
     def all_reduce(self, tensor: Tensor, group: ProcessGroup | None = None) -> Future[Tensor]:
         """Start to replace ``tensor`` by its sum over the ranks; returns the future of it."""
-        return self._wire.all_reduce(tensor, self._tag(), self.group(group), self._call())
+        return self._wire.all_reduce(
+            tensor, self._tag(), self.group(group), self._call(), self._place()
+        )
 
     def all_gather(self, tensor: Tensor, group: ProcessGroup | None = None) -> Future[list[Tensor]]:
         """Start to collect ``tensor`` of all ranks, of one shape; returns the future of them."""
-        return self._wire.all_gather(tensor, self._tag(), self.group(group), self._call())
+        return self._wire.all_gather(
+            tensor, self._tag(), self.group(group), self._call(), self._place()
+        )
+
+    def _place(self) -> Place:
+        return Place(self._bucket.gradients)
 
     def _tag(self) -> int:
         self._calls += 1
@@ -114,109 +122,6 @@ class GradBucket:
 
 
 Hook: TypeAlias = Callable[[Any, GradBucket], Future[Tensor]]
-
-
-class Wire:
-    """Transfers by tag, moved by the communication thread.
-
-    Args:
-        group: the ranks.
-        progress: what moves the transfers; None on one rank.
-        taken: how many flat arrays may have transfers of their own on the same channel.
-    """
-
-    def __init__(self, group: ProcessGroup, progress: Progress | None, taken: int) -> None:
-        self.group, self._progress, self._taken = group, progress, taken
-
-    def tag(self, index: int, lane: int) -> int:
-        """Return the tag of one of the transfers of a bucket, beyond those that are taken."""
-        return (self._taken + index * LANES + lane) * PHASES
-
-    def all_reduce(
-        self, tensor: Tensor, tag: int, group: ProcessGroup, call: str
-    ) -> Future[Tensor]:
-        """Return the future of ``tensor`` after it was replaced by its sum over the ranks."""
-        if group.size == 1:
-            return _done(tensor)
-        host = _flat_on_host(tensor)
-        parts = Tree(group.size, group.size).parts
-        channel = group.channel("buckets")
-
-        def finish() -> Tensor:
-            array = tensor.array
-            if not isinstance(array, np.ndarray) or not np.shares_memory(host, array):
-                array[...] = _back(host, tensor)
-            return tensor
-
-        return self._future(
-            lambda: Reduction(Exchange(channel, [host], parts, np.add, tag, call)), finish
-        )
-
-    def all_gather(
-        self, tensor: Tensor, tag: int, group: ProcessGroup, call: str
-    ) -> Future[list[Tensor]]:
-        """Return the future of the tensors of all ranks."""
-        if group.size == 1:
-            return _done([tensor])
-        host = _flat_on_host(tensor)
-        rows = [host if rank == group.rank else np.empty_like(host) for rank in range(group.size)]
-        parts = Tree(group.size, group.size).parts
-        channel = group.channel("buckets")
-
-        def start() -> Work:
-            exchange = Exchange(channel, [host], parts, np.add, tag, call)
-            return Reduction(exchange, _collect(exchange, rows))
-
-        return self._future(start, lambda: [wrap(_back(row, tensor)) for row in rows])
-
-    def _future(self, start: Callable[[], Work], finish: Callable[[], T]) -> Future[T]:
-        progress = self._progress
-        assert progress is not None
-        push = progress.poll if isinstance(progress, InlineProgress) else None
-        future: Future[T] = Future(push=push)
-        progress.submit(lambda: _Resolving(start, future, finish))
-        return future
-
-
-class _Resolving(Work):
-    """A transfer that sets a future when it is complete, or has failed."""
-
-    __slots__ = ("_finish", "_future", "_inner")
-
-    def __init__(
-        self, start: Callable[[], Work], future: Future[T], finish: Callable[[], T]
-    ) -> None:
-        self._future, self._finish = future, finish
-        try:
-            self._inner = start()
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        super().__init__(self._inner.call, self._inner.sequence)
-
-    def test(self) -> bool:
-        """Return whether the transfer is complete and the future set."""
-        future = self._future
-        if future.done():
-            return True
-        try:
-            if not self._inner.test():
-                return False
-            result = self._finish()
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        future.set_result(result)
-        return True
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Return when the transfer is complete."""
-        self._inner.wait(timeout_s)
-        self.test()
-
-    def is_completed(self) -> bool:
-        """Return whether the future is set."""
-        return self._future.done()
 
 
 class HookedReduction:
@@ -282,7 +187,7 @@ class HookedReduction:
 
     def _beside(self, tensor: Tensor, call: str) -> Future[Tensor]:
         tag = self._wire.tag(len(self._reducer.buckets), 0)
-        return self._wire.all_reduce(tensor, tag, self._reducer.group, call)
+        return self._wire.all_reduce(tensor, tag, self._reducer.group, call, Place(tensor.array))
 
 
 class _Hooked:
@@ -307,10 +212,8 @@ class _Hooked:
 
     def wait(self) -> None:
         """Take the result into the bucket."""
-        result, gradients = (
-            _awaited(self._channel, self._future, self._call),
-            self._bucket.gradients,
-        )
+        gradients = self._bucket.gradients
+        result = _awaited(self._channel, self._future, self._call)
         if not isinstance(result, Tensor) or result.array.size != gradients.size:
             raise ArgumentTypeError(
                 f"{self._call}: its future has {describe(result)}, and not a tensor of "
@@ -331,28 +234,6 @@ def _awaited(channel: ProcessGroup, future: Future[T], call: str) -> T:
             if time.monotonic() - started > channel.timeout_s:
                 return future.wait(0.0)
     return future.value()
-
-
-def _collect(x: Exchange, rows: Sequence[HostArray]) -> Rounds:
-    """Send one array to everyone and receive that of each."""
-    works = [x.recv(rows[place], place, 0) for place in x.others]
-    works += [x.send(x.out, place, 0) for place in x.others]
-    yield works
-
-
-def _flat_on_host(tensor: Tensor) -> HostArray:
-    host: HostArray = np.ascontiguousarray(to_device(tensor.array, CPU)).reshape(-1)
-    return host
-
-
-def _back(host: HostArray, like: Tensor) -> Any:
-    return to_device(host.reshape(like.array.shape), device_of(like.array))
-
-
-def _done(value: T) -> Future[T]:
-    future: Future[T] = Future()
-    future.set_result(value)
-    return future
 
 
 def divided(tensor: Tensor, by: int) -> Tensor:

@@ -16,8 +16,9 @@ Note [Turns]
 Note [Same bits as by the host]
     Every rank adds what is in the windows in the order in which the host adds: pairs of ranks,
     pairs of pairs, or the tree of virtual shards that a `Turn` has. Narrow floats are added in
-    float32 and rounded once, but in a tree of shards after each addition. No product is fused into
-    an addition, so the bits are the host's.
+    float32 and rounded once, but in a tree of shards after each addition. One kernel reads all
+    windows, in an order that is compiled into it; no product is fused into an addition, and small
+    numbers are not flushed to zero, so the bits are the host's. Integers go by CuPy's calls.
 
 Note [Who drives]
     A turn needs someone who listens. That is a thread, which lives while transfers are open, and
@@ -28,6 +29,7 @@ Note [Who drives]
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import time
@@ -40,11 +42,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from distgrad.backend import capture as captures
-from distgrad.distributed.late import Lateness
+from distgrad.backend.device import array_namespace
+from distgrad.backend.forms import device_form
+from distgrad.distributed.late import Watched
+from distgrad.distributed.shared import fence
 from distgrad.distributed.staging import cupy
-from distgrad.distributed.tree import Subtree
+from distgrad.distributed.tree import Order, Subtree, order_of
 from distgrad.distributed.waiting import nap_s, wait_for
 from distgrad.distributed.work import Work
+from distgrad.errors import RankLost
 
 if TYPE_CHECKING:
     from distgrad.distributed.group import ProcessGroup
@@ -55,8 +61,9 @@ SIGNALS = 4  # the turn, what it is for (odd and even ones), and whether the ran
 _TURN, _PURPOSE, _END = 0, 1, 3
 _ENDED, _FAILED = 1, 2
 _ROUND_BITS = 24
-_ALIGNMENT = 256  # bytes, of a part of a half
+ALIGNMENT = 256  # bytes, of a part of a half; a half has one for each rank at least
 _LEAVE_S = 2.0  # for the others to close their handles
+_SPEAK_S = 0.5  # for a rank that has failed to raise its own error
 _COMBINE = {"sum": "add", "avg": "add", "prod": "multiply", "min": "minimum", "max": "maximum"}
 _KINDS = "iuf"
 
@@ -75,7 +82,7 @@ class Window:
 
     def __init__(self, nbytes: int) -> None:
         cuda = cupy().cuda
-        half = max(nbytes // 2 // _ALIGNMENT, 1) * _ALIGNMENT
+        half = max(nbytes // 2 // ALIGNMENT, 1) * ALIGNMENT
         self.half_bytes, self.number = half, next(_numbers)
         # Not of the pool: a handle is one of a whole piece that cudaMalloc gave.
         self.memory = [cuda.Memory(half) for _ in range(2)]
@@ -128,7 +135,7 @@ class Opened:
     """
 
     def __init__(self, offer: Offer, index: int) -> None:
-        runtime = cupy().cuda.runtime
+        runtime = self._runtime = cupy().cuda.runtime
         self.half_bytes, self._index = offer.half_bytes, index
         self._foreign = offer.process != _process()
         self._keeps = None if self._foreign else _windows[offer.number]
@@ -159,12 +166,11 @@ class Opened:
 
     def close(self) -> None:
         """Give the handles back."""
-        runtime = cupy().cuda.runtime
         if self._foreign:
             for address in self._addresses:
-                runtime.ipcCloseMemHandle(address)
+                self._runtime.ipcCloseMemHandle(address)
             for event in self._events:
-                runtime.eventDestroy(event)
+                self._runtime.eventDestroy(event)
         self._addresses, self._events, self._keeps = [], [], None
 
 
@@ -212,8 +218,9 @@ class Round(NamedTuple):
 class Communicator:
     """Takes calls as `cupy.cuda.nccl.NcclCommunicator` does, and keeps them for `Link`."""
 
-    def __init__(self, slab: Slab) -> None:
-        self._slab = slab
+    def __init__(self, slab: Slab, window: Window) -> None:
+        self._slab, self._window = slab, window
+        self._failed_at = math.inf  # when another rank was first seen to have failed
         self.calls: list[Call] = []
         self.close: Callable[[], None] = lambda: None
 
@@ -255,11 +262,17 @@ class Communicator:
     def check_async_error(self) -> None:
         """Raise if another rank has failed."""
         for rank, row in enumerate(self._slab.signals):
-            if row[_END] == _FAILED:
+            if row[_END] == _FAILED and self.had_its_say():
                 raise PeerError(f"rank {rank} has failed")
 
+    def had_its_say(self) -> bool:
+        """Return whether a rank that failed had time to say why, which is worth more than that."""
+        self._failed_at = min(self._failed_at, time.monotonic())
+        return time.monotonic() - self._failed_at > _SPEAK_S
+
     def abort(self) -> None:
-        """Tell the others that nothing will come."""
+        """Tell the others that nothing will come; they may be reading what came before."""
+        _left.append(self._window)
         self._slab.say(_END, _FAILED)
 
     def destroy(self) -> None:
@@ -279,6 +292,7 @@ class Rounds:
     def __init__(self, opened: Sequence[Opened], rank: int, index: int) -> None:
         self._opened, self._rank, self._index = opened, rank, index
         self._half = min(window.half_bytes for window in opened)
+        self._room = self._half // len(opened) // ALIGNMENT * ALIGNMENT  # of a part for each rank
 
     def of(self, calls: Sequence[Call], parts: Sequence[Subtree]) -> list[Round]:
         """Return the rounds of calls; sums are in the order of ``parts``, as by `reduce_into`."""
@@ -296,15 +310,14 @@ class Rounds:
     def _at(self, address: int, count: int, dtype: Any) -> Any:
         return array_at(address, count, dtype, self, self._index)
 
-    def _pieces(self, count: int, width: int) -> Iterator[tuple[int, int]]:
-        """Yield begin and length of pieces of which each element takes ``width`` bytes."""
-        step = max(self._half // width, 1)
-        for begin in range(0, count, step):
-            yield begin, min(step, count - begin)
+    def _pieces(self, count: int, most: int) -> Iterator[tuple[int, int]]:
+        """Yield begin and length of pieces of at most so many elements."""
+        for begin in range(0, count, most):
+            yield begin, min(most, count - begin)
 
     def _reduce(self, call: Call, parts: Sequence[Subtree]) -> Iterator[Round]:
         width = np.dtype(call.dtype).itemsize
-        for begin, n in self._pieces(call.size, width):
+        for begin, n in self._pieces(call.size, self._half // width):
             here = call.target + begin * width
 
             def read(half: int, here: int = here, n: int = n) -> None:
@@ -316,16 +329,16 @@ class Rounds:
 
     def _reduce_scatter(self, call: Call, parts: Sequence[Subtree]) -> Iterator[Round]:
         width, ranks = np.dtype(call.dtype).itemsize, range(len(self._opened))
-        for begin, n in self._pieces(call.size, width * len(ranks)):
+        room = self._room  # for each rank's part
+        for begin, n in self._pieces(call.size, room // width):
             writes = [
-                (call.source + (rank * call.size + begin) * width, n * width, rank * n * width)
+                (call.source + (rank * call.size + begin) * width, n * width, rank * room)
                 for rank in ranks
             ]
             here = call.target + begin * width
 
             def read(half: int, here: int = here, n: int = n) -> None:
-                mine = self._rank * n * width
-                arrays = [w.part(half, mine, n, call.dtype) for w in self._opened]
+                arrays = [w.part(half, self._rank * room, n, call.dtype) for w in self._opened]
                 reduce_into(call.op, parts, arrays, self._at(here, n, call.dtype))
 
             yield Round(writes, read)
@@ -334,7 +347,7 @@ class Rounds:
         """Yield the rounds of an all-gather or a broadcast."""
         width, all_ = np.dtype(call.dtype).itemsize, call.peer < 0
         nbytes = call.size * width
-        for begin, n in self._pieces(nbytes, 1):
+        for begin, n in self._pieces(nbytes, self._half):
             source = call.source + begin
             writes = [(source, n, 0)] if all_ or call.peer == self._rank else []
 
@@ -348,7 +361,7 @@ class Rounds:
 
     def _messages(self, calls: Sequence[Call]) -> Iterator[Round]:
         """Yield the rounds in which each rank writes a part for each other one."""
-        slot = self._half // len(self._opened) // _ALIGNMENT * _ALIGNMENT or _ALIGNMENT
+        slot = self._room
         sizes = [call.size * np.dtype(call.dtype).itemsize for call in calls]
         for begin in range(0, max(sizes), slot):
             pieces = [
@@ -385,41 +398,37 @@ def reduce_into(op: str, parts: Sequence[Subtree], arrays: Sequence[Any], out: A
         arrays: one for each rank.
         out: another array.
     """
+    order = order_of(tuple(parts) or tuple([Subtree(rank, 1) for rank in range(len(arrays))]))
+    reduce_windows(array_namespace(out), op, order, arrays, out, bool(parts))
+
+
+@device_form
+def reduce_windows(
+    xp: Any, op: str, order: Order, arrays: Sequence[Any], out: Any, rounds: bool
+) -> None:
+    """Leave the reduction of ``arrays`` in ``out``, where one kernel does not do it.
+
+    Args:
+        op: the reduction.
+        order: of the operations.
+        arrays: one for each rank.
+        out: another array.
+        rounds: round 16-bit floats after each operation, and not at last.
+    """
     module = cupy()
-    narrow = not parts and out.dtype.itemsize == 2 and out.dtype.kind not in "iu"
-    parts = parts or [Subtree(rank, 1) for rank in range(len(arrays))]
+    narrow = not rounds and out.dtype.itemsize == 2 and out.dtype.kind not in "iu"
     wide = [a.astype(np.float32) for a in arrays] if narrow else list(arrays)
-    combine = getattr(module, _COMBINE[op])
-    total = _folded(combine, parts, wide, None if narrow or op == "avg" else out)
+    total = _folded(getattr(module, _COMBINE[op]), order, wide)
     if op == "avg":
         total = module.divide(total, len(arrays))
-    if total is not out:
-        module.copyto(out, total, casting="unsafe")
+    module.copyto(out, total, casting="unsafe")
 
 
-def _folded(combine: Any, parts: Sequence[Subtree], arrays: Sequence[Any], out: Any) -> Any:
-    """Return the sum in the order of `tree`, made in new arrays; the whole in ``out``, if given."""
-    stack: list[tuple[Subtree, Any]] = []
-    left = len(arrays) - 1
-
-    def add(a: Any, b: Any) -> Any:
-        nonlocal left
-        left -= 1
-        return combine(a, b, out=out) if left == 0 and out is not None else combine(a, b)
-
-    for part, array in zip(parts, arrays, strict=True):
-        while stack and _halves(stack[-1][0], part):
-            start, other = stack.pop()
-            array, part = add(other, array), Subtree(start.start, 2 * start.length)
-        stack.append((part, array))
-    _, total = stack.pop()
-    while stack:
-        total = add(stack.pop()[1], total)
-    return total
-
-
-def _halves(left: Subtree, right: Subtree) -> bool:
-    return left.length == right.length and left.start % (2 * left.length) == 0
+def _folded(combine: Any, order: Order, arrays: Sequence[Any]) -> Any:
+    """Return the reduction in an order, made in new arrays."""
+    if isinstance(order, int):
+        return arrays[order]
+    return combine(_folded(combine, order[0], arrays), _folded(combine, order[1], arrays))
 
 
 # ---------------------------------------------------------------------- transfers
@@ -452,7 +461,7 @@ class Moving(Work):
         return self.over
 
 
-class Link:
+class Link(Watched):
     """The windows of the ranks of a host, and the stream that fills and reads them.
 
     It has what `distgrad.distributed.nccl.Link` has.
@@ -471,32 +480,18 @@ class Link:
         self, channel: ProcessGroup, index: int, window: Window, opened: Sequence[Opened],
         slab: Slab,
     ) -> None:  # fmt: skip
-        self.group, self.index = channel, index
+        self.nccl = Communicator(slab, window)
+        super().__init__(channel, index, self.nccl, PeerError)
         self._window, self._opened, self._slab = window, opened, slab
-        self.comm = self.nccl = Communicator(slab)
         self._cutter = Rounds(opened, channel.rank, index)
-        with cupy().cuda.Device(index):
-            self.stream = cupy().cuda.Stream(non_blocking=True)
         self._queue: deque[Moving] = deque()
         self._steps: Iterator[None] | None = None  # of the first in the queue
         self._turn = 0
-        self._lock, self._thread = threading.RLock(), _Driver(self)
-        self._watch = Lateness(self.comm, index, PeerError, f"CUDA IPC on rank {channel.rank}")
+        # Who listens pushes other transfers of its channel meanwhile, and they may come back here:
+        # to queue a transfer is allowed then, to go on with the one that listens is not.
+        self._queueing, self._stepping = threading.Lock(), threading.Lock()
+        self._thread = _Driver(self)
         self.comm.close = _Release(window, opened, slab, self.stream, index)
-        self._end = weakref.finalize(self, self._watch.close)
-
-    def close(self) -> None:
-        """Release the windows."""
-        self._end()
-
-    def check(self) -> None:
-        """Raise what went wrong since the last call.
-
-        Raises:
-            DistributedError: a transfer failed or was late; its result, and all since, are wrong.
-        """
-        if self._watch.error is not None:
-            raise self._watch.error
 
     def takes(self, dtype: Any, op: str) -> bool:
         """Return whether windows are reduced by this operation in this dtype."""
@@ -519,7 +514,7 @@ class Link:
             'give each rank a GPU of its own, and take determinism "run" or "off"',
         )
         self.check()
-        with self._lock:
+        with self._queueing:
             launch()
             calls, self.comm.calls = self.comm.calls, []
             moving = Moving(self, turn, call, self._cutter.of(calls, turn.parts), arrays)
@@ -532,7 +527,7 @@ class Link:
 
     def push(self) -> bool:
         """Go on as far as the other ranks let; return whether transfers are open. Never raises."""
-        if not self._queue or not self._lock.acquire(blocking=False):
+        if not self._queue or not self._stepping.acquire(blocking=False):
             return bool(self._queue)
         try:
             while self._queue and self._watch.error is None:
@@ -542,7 +537,7 @@ class Link:
                 self._queue.clear()
             return False
         finally:
-            self._lock.release()
+            self._stepping.release()
 
     def _step(self, moving: Moving) -> bool:
         """Push the first transfer; return whether it is over."""
@@ -552,6 +547,9 @@ class Link:
             with cupy().cuda.Device(self.index), self.stream:
                 for _ in self._steps:
                     return False
+        except RankLost as error:  # that another channel was told of, and `shrink` can mend
+            self._watch.lose(error)
+            return True
         except Exception as error:  # belongs to who waits for it, whatever it is
             self._watch.fail(moving.call, str(error))
             return True
@@ -602,11 +600,15 @@ class Link:
         Raises:
             PeerError: a rank will not.
         """
-        rows = self._slab.signals
-        late = [rank for rank, row in enumerate(rows) if row[_TURN] < self._turn]
+        rows, turn = self._slab.signals, self._turn
+        late = [rank for rank, row in enumerate(rows) if row[_TURN] < turn]
         for rank in late:
-            if rows[rank][_END] and rows[rank][_TURN] < self._turn:
+            end = rows[rank][_END]
+            fence()
+            never = end == _ENDED or (end and self.nccl.had_its_say())
+            if never and rows[rank][_TURN] < turn:
                 raise PeerError(f"rank {rank} has ended, and will not come")
+        fence()  # what they said for this turn is there
         if late:
             self._slab.poll()
         return not late
@@ -662,11 +664,11 @@ class _Release:
         self, window: Window, opened: Sequence[Opened], slab: Slab, stream: Any, index: int
     ) -> None:
         self._window, self._opened, self._slab = window, opened, slab
-        self._stream, self._index = stream, index
+        self._stream, self._device = stream, cupy().cuda.Device(index)
 
     def __call__(self) -> None:
         """Close the handles, say so, and wait a little for the others to do the same."""
-        with cupy().cuda.Device(self._index):
+        with self._device:
             foreign = any(window._foreign for window in self._opened)
             self._stream.synchronize()
             for window in self._opened:

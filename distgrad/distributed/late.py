@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from distgrad.distributed.staging import cupy
-from distgrad.errors import DistributedError
+from distgrad.errors import DistributedError, RankLost
+
+if TYPE_CHECKING:
+    from distgrad.distributed.group import ProcessGroup
 
 _LOOK_S = 0.02  # between two looks at a transfer
 
@@ -53,6 +57,11 @@ class Lateness:
         self._comm.abort()
         return self.error
 
+    def lose(self, error: RankLost) -> None:
+        """Abort everything; later calls raise the error, after which others may go on."""
+        self.error = error
+        self._comm.abort()
+
     def close(self) -> None:
         """Release the communicator; what is under way is given up."""
         with self._lock:
@@ -85,3 +94,36 @@ class Lateness:
         if time.monotonic() > deadline:
             self.fail(call, "not complete in time, as another rank is late, stuck or has ended")
         return True
+
+
+class Watched:
+    """What connects the GPUs of ranks: a communicator, its stream, and who looks after both.
+
+    Args:
+        channel: whose ranks are connected.
+        index: the GPU of this rank.
+        comm: as for `Lateness`.
+        kind: what its ``check_async_error`` raises.
+    """
+
+    way: ClassVar[str]  # in words
+
+    def __init__(self, channel: ProcessGroup, index: int, comm: Any, kind: type[Exception]) -> None:
+        self.group, self.index, self.comm = channel, index, comm
+        with cupy().cuda.Device(index):
+            self.stream = cupy().cuda.Stream(non_blocking=True)
+        self._watch = Lateness(comm, index, kind, f"{self.way} on rank {channel.rank}")
+        self._end = weakref.finalize(self, self._watch.close)
+
+    def close(self) -> None:
+        """Release the communicator, and windows."""
+        self._end()
+
+    def check(self) -> None:
+        """Raise what went wrong since the last call.
+
+        Raises:
+            DistributedError: a transfer failed or was late; its result, and all since, are wrong.
+        """
+        if self._watch.error is not None:
+            raise self._watch.error

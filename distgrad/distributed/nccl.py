@@ -23,7 +23,6 @@ from __future__ import annotations
 import platform
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -35,7 +34,7 @@ from distgrad.backend.device import device_of
 from distgrad.config import switch
 from distgrad.distributed import ipc
 from distgrad.distributed.collective import Steps, agreed, exchanged
-from distgrad.distributed.late import Lateness
+from distgrad.distributed.late import Watched
 from distgrad.distributed.staging import cupy
 from distgrad.distributed.tree import Subtree, Tree
 from distgrad.distributed.work import Work
@@ -183,16 +182,20 @@ def _windows(
     call = "windows of GPU memory"
     slab = channel.shared_memory(0, ipc.SIGNALS)
     with cupy().cuda.Device(index):
-        window, offer = _offered(int(mebibytes * 2**20) if slab is not None else 0)
+        least = 2 * ipc.ALIGNMENT * channel.size
+        wanted = mebibytes > 0 and slab is not None
+        window, offer = _offered(max(int(mebibytes * 2**20), least) if wanted else 0)
         channel.submit(call, _telling(channel, call, offer, said)).wait()
         opened, wrong = _opened(said, index)
         heard: list[Any] = []
         channel.submit(call, _telling(channel, call, wrong, heard)).wait()
-    why = next((f", and rank {r} has {text}" for r, text in enumerate(heard) if text), "")
-    if why or window is None or slab is None:
-        for each in opened:
-            each.close()
-        return None, why
+        why = next((f", and rank {r} has {text}" for r, text in enumerate(heard) if text), "")
+        if why or window is None or slab is None:
+            for each in opened:
+                each.close()
+            # Nobody's memory may go before the others have closed their handles of it.
+            channel.submit(call, _telling(channel, call, "", [])).wait()
+            return None, why
     return ipc.Link(channel, index, window, opened, slab), ""
 
 
@@ -265,7 +268,7 @@ def _meeting(channel: ProcessGroup, call: str, index: int, said: list[Any]) -> S
     yield from exchanged(channel, call, (place, key), said)
 
 
-class Link:
+class Link(Watched):
     """A communicator of NCCL and its stream.
 
     Args:
@@ -279,35 +282,18 @@ class Link:
     way = "NCCL"
 
     def __init__(self, channel: ProcessGroup, index: int, key: bytes) -> None:
-        cuda = cupy().cuda
         nccl = self.nccl = nccl_module()
-        self.group, self.index = channel, index
-        with cuda.Device(index):
+        with cupy().cuda.Device(index):
             try:
-                self.comm = nccl.NcclCommunicator(channel.size, key, channel.rank)
+                comm = nccl.NcclCommunicator(channel.size, key, channel.rank)
             except nccl.NcclError as error:
                 raise DistributedError(
                     f"NCCL on cuda:{index}, rank {channel.rank} of {channel.size}: {error}; run "
                     "with NCCL_DEBUG=INFO to see what it tried, and NCCL_SOCKET_IFNAME to choose "
                     "a network interface"
                 ) from error
-            self.stream = cuda.Stream(non_blocking=True)
+        super().__init__(channel, index, comm, nccl.NcclError)
         self._lock = threading.Lock()
-        self._watch = Lateness(self.comm, index, nccl.NcclError, f"NCCL on rank {channel.rank}")
-        self._end = weakref.finalize(self, self._watch.close)
-
-    def close(self) -> None:
-        """Release the communicator."""
-        self._end()
-
-    def check(self) -> None:
-        """Raise what went wrong since the last call.
-
-        Raises:
-            DistributedError: a transfer failed or was late; its result, and all since, are wrong.
-        """
-        if self._watch.error is not None:
-            raise self._watch.error
 
     def takes(self, dtype: Any, op: str) -> bool:
         """Return whether NCCL knows the dtype and the operation."""
@@ -359,15 +345,20 @@ class Turn:
     __slots__ = ("done", "launched", "link", "parts", "ready", "work")
 
     def __init__(self, link: AnyLink, parts: Sequence[Subtree] = ()) -> None:
-        cuda = cupy().cuda
         self.link, self.parts, self.launched = link, parts, False
         self.work: Work | None = None  # until all of the transfer is on the stream
-        with cuda.Device(link.index):
+        self._make_events()
+
+    def _make_events(self) -> None:
+        cuda = cupy().cuda
+        with cuda.Device(self.link.index):
             self.ready = cuda.Event(disable_timing=True)
             self.done = cuda.Event(disable_timing=True)
 
     def take(self) -> None:
         """Come after what the current stream has done until now."""
+        if captures.current() is not None:  # the thread of `late` may not ask recorded events
+            self._make_events()
         self.ready.record(cupy().cuda.get_current_stream(self.link.index))
 
     def all_gathered(self, call: str, array: Array) -> Array:

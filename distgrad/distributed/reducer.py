@@ -45,7 +45,7 @@ from distgrad.autograd.engine import queue_callback
 from distgrad.backend.device import CPU, device_of, to_device
 from distgrad.config import nearest
 from distgrad.distributed.agreement import check_values
-from distgrad.distributed.bucket import Bucket, Memory, Summed, Tail, plan_buckets
+from distgrad.distributed.bucket import Bucket, Memory, Summed, Tail, let_go, plan_buckets
 from distgrad.distributed.comm_hooks import HookedReduction
 from distgrad.distributed.gathering import Gathering
 from distgrad.distributed.group import ProcessGroup, check_same
@@ -76,6 +76,15 @@ class Span(NamedTuple):
     ready: float
     started: float
     done: float
+
+
+class Standing(NamedTuple):
+    """How far a reducer has come, as its host counts; a captured step takes it there and back."""
+
+    counts: tuple[int, bool, bool, bool]  # count, explicit_count, reduced, spent
+    shards: tuple[int, int, list[bool]]  # the next one; samples and used parameters before it
+    sums: list[list[Any]]  # of each bucket, of shards
+    means: tuple[Any, ...] = ()  # of a subclass
 
 
 class Timed(Work):
@@ -213,9 +222,10 @@ class Reducer:
         for _, p in self.named:
             if p.grad is not None:
                 p.grad = wrap(p.grad.array.copy())
-        self.plan, self.version = plan, self.version + 1
+        before, self.plan, self.version = self.buckets, plan, self.version + 1
         self.memory.reuse()
         self._lay_out()
+        let_go(before)
 
     def broadcast_parameters(self, src: int = 0) -> None:
         """Give every rank the parameter values of rank ``src``."""
@@ -288,6 +298,8 @@ class Reducer:
         for bucket in self.buckets:
             bucket.ready.clear()
             bucket.job, bucket.launched = None, False
+            if bucket.turn is not None:
+                bucket.turn.launched, bucket.turn.work = False, None
 
     def _next_step(self) -> None:
         """Begin with the first shard."""
@@ -296,6 +308,25 @@ class Reducer:
         self._used = [False] * len(self.named)  # in the shards before this one
         for bucket in self.buckets:
             bucket.total.stack.clear()
+
+    @property
+    def stage(self) -> tuple[Any, ...]:
+        """What a backward that begins now depends on; to be compared."""
+        return self.enabled, self.count, self.explicit_count, self.shard
+
+    def standing(self) -> Standing:
+        """Return how far the reducer has come."""
+        counts = self.count, self.explicit_count, self.reduced, self.spent
+        sums = [[*bucket.total.stack] for bucket in self.buckets]
+        return Standing(counts, (self.shard, self._total, [*self._used]), sums)
+
+    def stand(self, at: Standing) -> None:
+        """Be where it was, or would be, between two backwards."""
+        self.count, self.explicit_count, self.reduced, self.spent = at.counts
+        self.shard, self._total, used = at.shards
+        self._used = [*used]
+        for bucket, sums in zip(self.buckets, at.sums, strict=True):
+            bucket.total.stack[:] = sums
 
     def shadow(self) -> None:
         """Take part in a reduction without a backward: for a rank whose samples ran out.

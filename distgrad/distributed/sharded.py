@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 
 from distgrad.backend.device import CPU, array_namespace, device, device_of, to_device
-from distgrad.distributed.bucket import CAP_MB, Summed, Tail, Ways
+from distgrad.distributed.bucket import CAP_MB, Summed, Tail, Ways, let_go
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.halves import scatter_sums
 from distgrad.distributed.nccl import AnyLink, Turn, link_between
 from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
-from distgrad.distributed.reducer import Reducer
+from distgrad.distributed.reducer import Reducer, Standing
 from distgrad.distributed.reduction import PHASES, Common, Exchange, Reduction
 from distgrad.distributed.shared import ALIGNMENT
 from distgrad.distributed.staging import pinned_zeros
@@ -174,8 +174,9 @@ class ShardedReducer(Reducer):
             for number, (_, p) in enumerate(self.named)
             if (piece := self.piece(p)) is not None
         }
-        self.plan, self.version = plan, self.version + 1
+        before, self.plan, self.version = self.buckets, plan, self.version + 1
         self._lay_out()
+        let_go(before)
         want = [self._ranges(rank) for rank in range(self.group.size)]
         got = redistribute(self.group.channel("control"), have, want, entries)
         for number, row in got.items():
@@ -215,6 +216,24 @@ class ShardedReducer(Reducer):
                 "owners, and sums cannot be added to them; call zero_grad() of the optimizer or of "
                 "DistributedDataParallel first, or accumulate in no_sync()"
             )
+
+    @property
+    def stage(self) -> tuple[Any, ...]:
+        """What a backward that begins now depends on; to be compared."""
+        return *super().stage, self.pending, tuple(self.used)
+
+    def standing(self) -> Standing:
+        """Return how far the reducer has come."""
+        before = [bucket.before for bucket in self.buckets]
+        return super().standing()._replace(means=(self.pending, [*self.used], before))
+
+    def stand(self, at: Standing) -> None:
+        """Be where it was, or would be, between two backwards."""
+        super().stand(at)
+        self.pending, used, before = at.means
+        self.used = [*used]
+        for bucket, array in zip(self.buckets, before, strict=True):
+            bucket.before = array
 
     def shadow(self) -> None:
         """Take part in a reduction without a backward; gradients of a step that was made go."""

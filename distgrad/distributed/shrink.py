@@ -58,7 +58,7 @@ def shrink(min_ranks: int = 1) -> ProcessGroup:
     Call it where `RankLost` was raised. Ranks keep their order and get new numbers; ``origins`` of
     the group says which ones they had when the job began. Groups made by `new_group` end with the
     old group. ``rebuild`` of DistributedDataParallel and of ZeroRedundancyOptimizer bring both to
-    the new group.
+    the new group, that of ``SpareParts`` what `fully_shard` has made.
 
     Args:
         min_ranks: fewer shall not go on.
@@ -90,22 +90,6 @@ def shrink(min_ranks: int = 1) -> ProcessGroup:
     atexit.register(_leave)
     choose_gpu_by(lambda: made.local_rank)
     return made
-
-
-def agree(group: ProcessGroup, ok: bool = True) -> bool:
-    """Return whether all ranks say ``ok`` and none has ended.
-
-    All that are left get the same answer, whoever ends meanwhile.
-
-    Ranks: all of ``group``.
-    """
-    if not isinstance(group, MpiGroup) or group.family is None:
-        said = ok
-        for one in group.all_gather_object(ok):
-            said = said and one
-        return said
-    with within(group, "agree()"):
-        return _agreed(group.comm, ok)
 
 
 def _made_of_the_rest(old: MpiGroup, min_ranks: int) -> MpiGroup:

@@ -25,16 +25,23 @@ class Spread:
         params: of one dtype on one device; they become this rank's parts of themselves.
         names: theirs, for messages.
         group: the ranks.
+        shapes: of the whole parameters; default is that they are whole now.
     """
 
     __slots__ = (
         "__weakref__", "group", "mine", "names", "owned", "params", "shapes", "size", "spans",
     )  # fmt: skip
 
-    def __init__(self, params: Sequence[Tensor], names: Sequence[str], group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        group: ProcessGroup,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
         """Cut the row; see Note [Owners] in `distgrad.distributed.bucket`."""
         self.params, self.names, self.group = list(params), list(names), group
-        self.shapes = [p._shape for p in params]
+        self.shapes = [p._shape for p in params] if shapes is None else list(shapes)
         ends = [0]
         for shape in self.shapes:
             ends.append(ends[-1] + math.prod(shape))
@@ -42,8 +49,15 @@ class Spread:
         self.spans = [slice(a, b) for a, b in pairwise(ends)]
         self.owned = owned_slices(self.spans, group.size)
         self.mine = self.owned[group.rank]
-        for p in params:
+
+    def enter(self) -> None:
+        """Be what `spread_of` finds for these parameters from now on."""
+        for p in self.params:
             _spreads[id(p)] = self
+
+    def over(self, group: ProcessGroup) -> Spread:
+        """Return the same row cut for other ranks; nobody finds it before `enter`."""
+        return Spread(self.params, self.names, group, self.shapes)
 
     def within(self, place: int, rank: int) -> slice:
         """Return which elements of parameter ``place`` a rank has; an empty slice for none."""

@@ -9,7 +9,8 @@ Note [Staging]
 
 Note [Shards stay on the GPU]
     Sums of several shards of one rank are made where the gradients are. An addition has the same
-    bits there: no product is fused into it, and small numbers are not flushed to zero.
+    bits there: no product is fused into it, and by `exact_add` small numbers are not flushed to
+    zero, as they are by CuPy's own.
 """
 
 from __future__ import annotations
@@ -104,6 +105,11 @@ class Passage:
             for here, there in (pair for pair in pairs if pair[0].size):
                 here.data.copy_from_host_async(there.ctypes.data, here.nbytes, back)
             self.arrived.record(back)
+
+    def has_arrived(self) -> bool:
+        """Return whether what was brought is there; does not wait."""
+        with cupy().cuda.Device(self.stage.index):
+            return bool(self.arrived.done)
 
     def arrive(self) -> None:
         """Let the current stream wait for what was brought; the host goes on."""

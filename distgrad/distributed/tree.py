@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from distgrad.errors import ArgumentError
 
@@ -150,6 +150,31 @@ class Sum:
 
 def _halves(left: Subtree, right: Subtree) -> bool:
     return left.length == right.length and left.start % (2 * left.length) == 0
+
+
+Order: TypeAlias = "int | tuple[Order, Order]"
+"""Numbers of arrays in nested pairs: what is added to what."""
+
+
+@cache
+def order_of(parts: tuple[Subtree, ...]) -> Order:
+    """Return in which order the sums of ``parts`` are added; the same as by `sum_in_order`.
+
+    Example:
+        >>> order_of((Subtree(0, 1), Subtree(1, 1), Subtree(2, 2), Subtree(4, 1)))
+        (((0, 1), 2), 3)
+    """
+    stack: list[tuple[Subtree, Order]] = []
+    for number, part in enumerate(parts):
+        order: Order = number
+        while stack and _halves(stack[-1][0], part):
+            left, other = stack.pop()
+            part, order = Subtree(left.start, 2 * left.length), (other, order)
+        stack.append((part, order))
+    _, total = stack.pop()
+    while stack:
+        total = stack.pop()[1], total
+    return total
 
 
 def sum_in_order(combine: Any, parts: Iterable[Subtree], arrays: Sequence[Any]) -> Any:

@@ -91,7 +91,7 @@ def _as_rank(target: Target, job: jobs.Job | None, resolved: Resolved, hint: Wor
     try:
         if wire.supervised():
             heart = _pulse(resolved, hint)
-        with deadlines.starting(resolved["start_timeout"]):
+        with deadlines.starting(resolved["start_timeout"], "" if heart else _named(hint)):
             group = _group(job, hint)
     except (DistributedError, MissingExtra) as error:  # the ranks do not know of each other
         if heart is not None:
@@ -102,6 +102,13 @@ def _as_rank(target: Target, job: jobs.Job | None, resolved: Resolved, hint: Wor
     status = Launch(target, job, resolved, heart).run(group)
     end_with(status)
     return status
+
+
+def _named(hint: WorldHint) -> str:
+    """Return this rank in words; nothing if it is the only one, and waits for no other."""
+    if (hint.size or 1) == 1:
+        return ""
+    return f"rank {hint.rank} of {hint.size} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def _leave(heart: Pulse | None) -> None:

@@ -1,7 +1,11 @@
 """Ask a program to stop: SIGTERM, SIGINT and SIGUSR1 set a flag that its loop reads.
 
-The first signal only sets the flag, so that the loop can finish its step and save; the second
-one ends the process at once.
+The first signal only sets the flag, so that the loop can finish its step and save.  A second one
+ends the process at once.
+
+Note [One request, several signals]: Slurm warns by USR1 and sends CONT and TERM when the time is
+over; mpirun makes a TERM of the INT that a terminal has sent to the ranks as well.  So signals
+within `SAME_S` are one request, and so is the first TERM or INT behind USR1.
 """
 
 from __future__ import annotations
@@ -15,34 +19,62 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_S = 1.0
 
-_SAME_S = 1.0  # a terminal, Slurm and mpirun may each pass on one and the same signal
 
-_received: int | None = None
-_when = 0.0
+class Requests:
+    """What signals have asked a process for; see Note [One request, several signals]."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._only_warned = True
+        self._second_from = 0.0  # what comes from then on is a second request
+
+    def ends(self, number: int, now: float) -> bool:
+        """Take note of a signal; return whether the process is to end without saving.
+
+        Args:
+            now: in seconds, of a clock that is not set.
+        """
+        behind_a_warning = self._only_warned and number != signal.SIGUSR1
+        if self.first is None or behind_a_warning:
+            self.first = self.first or number
+            self._only_warned = not behind_a_warning
+            self._second_from = now + SAME_S
+        return now >= self._second_from
+
+
+_requests = Requests()
 _installed = False
 
 
+def told(number: int, what: str) -> str:
+    """Return what to say of a first signal: its name, ``what`` happens, what ends at once.
+
+    Example:
+        >>> told(signal.SIGTERM, "stops after this step")
+        'SIGTERM: stops after this step; once more ends at once'
+    """
+    return f"{signal.Signals(number).name}: {what}; once more ends at once"
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _received, _when
-    if _received is not None:
-        if number == _received and time.monotonic() - _when < _SAME_S:
-            return
+    known = _requests.first is not None
+    if _requests.ends(number, time.monotonic()):
         os._exit(128 + number)  # not sys.exit: the program may hang in a collective
-    _received, _when = number, time.monotonic()
-    text = f"{signal.Signals(number).name}: stops after this step; once more ends at once\n"
-    os.write(2, text.encode())
+    if not known:
+        os.write(2, f"{told(number, 'stops after this step')}\n".encode())
 
 
 @contextmanager
 def handling() -> Iterator[None]:
     """Return a context in which the signals set the flag; the handlers before are put back."""
-    global _received, _installed
+    global _requests, _installed
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
-    _received, _installed = None, True
+    _requests, _installed = Requests(), True
     try:
         yield
     finally:
@@ -62,9 +94,9 @@ def stop_requested() -> bool:
         for number in SIGNALS:
             signal.signal(number, _handle)
         _installed = True
-    return _received is not None
+    return _requests.first is not None
 
 
 def stop_signal() -> int | None:
     """Return the number of the signal that asked this rank to stop, or None."""
-    return _received
+    return _requests.first

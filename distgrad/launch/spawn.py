@@ -29,6 +29,8 @@ _FAMILIES = (
     ("MPICH", r"(?:MPICH Version:|HYDRA build details:\s+Version:)\s*(\S+)"),
 )
 _SSH_OF_OPEN_MPI = "PRTE_MCA_plm_ssh_agent"
+_NO_TREE_OF_OPEN_MPI = "PRTE_MCA_plm_ssh_no_tree_spawn"
+_OPTIONS_OF_MPICH = "HYDRA_LAUNCHER_EXTRA_ARGS"
 _TIMEOUT_S = 20
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # in which mpirun reaches hosts by itself
 # OPENBLAS_CORETYPE chooses the kernels of BLAS, and with them the last bits; a rank that was not
@@ -155,22 +157,59 @@ def kept_apart(
         ssh: the words that reach other hosts; empty if there are none.
         here: an address of this host that the others reach.
     """
-    reach = str(_ssh_script(folder, ssh)) if ssh else ""
+    words, variables = _reaching(mpirun, folder, ssh) if ssh else ([], {})
     if mpirun.family == "Open MPI":
-        variables = {"PRTE_MCA_prte_local_tmpdir_base": str(folder)}
-        return [], variables | ({_SSH_OF_OPEN_MPI: reach} if reach else {})
-    words = ["-genv", "TMPDIR", tempfile.gettempdir()]  # the ranks' own place is the usual one
-    if reach:  # the others may know this host's name as another address, such as their own
-        words += ["-launcher", "ssh", "-launcher-exec", reach, "-localhost", here]
-    return words, {"TMPDIR": str(folder)}
+        return words, {"PRTE_MCA_prte_local_tmpdir_base": str(folder), **variables}
+    if ssh:  # the others may know this host's name as another address, such as their own
+        words += ["-localhost", here]
+    usual = ["-genv", "TMPDIR", tempfile.gettempdir()]  # the ranks' own place is the usual one
+    return [*usual, *words], {"TMPDIR": str(folder), **variables}
 
 
-def _ssh_script(folder: Path, ssh: Sequence[str]) -> Path:
-    """Write the program by which mpirun reaches hosts; mpiruns differ in how they take options."""
-    script = folder / "ssh"
+def _reaching(mpirun: Mpi, folder: Path, ssh: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return options and variables with which an mpirun runs the words ``ssh`` to reach hosts.
+
+    A script in ``folder`` does so only where an mpirun takes no options of this program: the
+    folder may be on a disk that runs no programs, and other hosts have not got it.
+    """
+    plain = not any(set(word) & set(" \t:'\"\\") for word in ssh)
+    if mpirun.family == "Open MPI":
+        return [], _agent(" ".join(ssh) if plain else _ssh_script(folder, ssh))
+    words = ["-launcher", "ssh", "-launcher-exec"]
+    if len(ssh) == 1:
+        return [*words, ssh[0]], {}
+    if plain and mpirun.family == "MPICH" and Path(ssh[0]).name == "ssh":
+        more = [os.environ.get(_OPTIONS_OF_MPICH, ""), *ssh[1:]]
+        return [*words, ssh[0]], {_OPTIONS_OF_MPICH: " ".join(more).strip()}
+    return [*words, _ssh_script(folder, ssh)], {}
+
+
+def _agent(command: str) -> dict[str, str]:
+    """Return the variables by which Open MPI's daemons run ``command`` to reach hosts.
+
+    Daemons on other hosts end if they have not got that program, even if they need not start any,
+    unless they know that they will start none.
+    """
+    alone = {} if Path(command.split()[0]).name == "ssh" else {_NO_TREE_OF_OPEN_MPI: "1"}
+    return {_SSH_OF_OPEN_MPI: command, **alone}
+
+
+def _ssh_script(folder: Path, ssh: Sequence[str]) -> str:
+    """Write the program that runs the words ``ssh``; return where it is.
+
+    Raises:
+        ConfigError: programs cannot be run from ``folder``.
+    """
+    script = folder / "run-ssh"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(ssh)} "$@"\n')
     script.chmod(0o700)
-    return script
+    if not os.access(script, os.X_OK):  # no file of a disk that is mounted with noexec can be run
+        raise ConfigError(
+            f"--ssh {shlex.join(ssh)}: mpirun needs this as one program, and none can be run from "
+            f"{folder.parent} (mounted with noexec?); set TMPDIR to a place where programs can be "
+            f"run, or let --ssh name one program"
+        )
+    return str(script)
 
 
 def _open_mpi_options(ranks: int, local: bool, also: Collection[str]) -> list[str]:
@@ -236,7 +275,7 @@ def _reached_by(mpirun: Mpi, ssh: str) -> list[str]:
     if ssh == SWITCHES["ssh"].default:
         return []
     if mpirun.family == "Open MPI":
-        os.environ[_SSH_OF_OPEN_MPI] = ssh
+        os.environ.update(_agent(ssh))
         return []
     return ["-launcher", "ssh", "-launcher-exec", ssh]
 

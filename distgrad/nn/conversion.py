@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from distgrad.backend import dtype as dtypes
 from distgrad.backend.device import device as Device
@@ -41,10 +41,17 @@ def zero_gradient(param: Tensor, set_to_none: bool) -> None:
     grad.array[...] = 0
 
 
-def parse_to(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Device | None, dtypes.dtype | None, Any]:
-    """Return the device, the dtype and the memory format that the arguments of ``to`` name."""
+class Target(NamedTuple):
+    """What the arguments of ``Module.to`` name."""
+
+    device: Device | None
+    dtype: dtypes.dtype | None
+    layout: Any
+    non_blocking: bool
+
+
+def parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+    """Return what the arguments of ``to`` name; the first of them that is a bool: non_blocking."""
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     other = kwargs.pop("tensor", None) or kwargs.pop("other", None)
     unknown = set(kwargs) - {"non_blocking", "memory_format"}
@@ -61,7 +68,10 @@ def parse_to(
             raise ArgumentTypeError(
                 f"to({value!r}): takes a device, a dtype or a tensor, not {type(value).__name__}"
             )
-    return None if device is None else Device(device), dtype, kwargs.get("memory_format")
+    flags = [value for value in args if isinstance(value, bool)]
+    beside = bool(kwargs.get("non_blocking", flags[0] if flags else False))
+    place = None if device is None else Device(device)
+    return Target(place, dtype, kwargs.get("memory_format"), beside)
 
 
 def no_device(kind: str) -> DeviceError:

@@ -410,9 +410,10 @@ class Module:
         """Move to a device, or convert floating point parameters and buffers to a dtype.
 
         Takes ``to(device, dtype, non_blocking)``, ``to(dtype)``, ``to(tensor)`` or
-        ``to(memory_format=…)``, which lays out those of 4 and 5 dimensions; in place.
+        ``to(memory_format=…)``, which lays out those of 4 and 5 dimensions; in place. With
+        ``non_blocking`` each tensor is copied as ``Tensor.to`` does, beside other work.
         """
-        device, dtype, layout = parse_to(args, kwargs)
+        device, dtype, layout, non_blocking = parse_to(args, kwargs)
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise ArgumentTypeError(
                 f"nn.Module.to only accepts floating point or complex dtypes, but got desired "
@@ -421,7 +422,7 @@ class Module:
 
         def convert(t: Any) -> Tensor:
             kind = dtype if t.is_floating_point() or t.is_complex() else None
-            out = t.to(device=device, dtype=kind)
+            out = t.to(device=device, dtype=kind, non_blocking=non_blocking)
             if layout is not None and t.ndim in (4, 5):
                 out = out.contiguous(memory_format=layout)
             moved: Tensor = out

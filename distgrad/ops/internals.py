@@ -6,22 +6,53 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from distgrad.autograd.declare import as_method
 from distgrad.autograd.outputs import takes_out
 from distgrad.errors import ShapeError
+from distgrad.ops.activation import gelu, relu
 from distgrad.ops.arrange import pad
 from distgrad.ops.checks import widened
 from distgrad.ops.compare import clamp
+from distgrad.ops.fused_linear import linear_activation
 from distgrad.ops.index import index_put
 from distgrad.ops.join import cat
 from distgrad.ops.masks import masked_fill
+from distgrad.ops.matmul import addmm, is_layer
 from distgrad.ops.norm import native_batch_norm
-from distgrad.ops.shape import reshape, wrap_dim
+from distgrad.ops.shape import permute, reshape, wrap_dim
 from distgrad.tensor import Tensor
+from distgrad.typing import Number
 
 __all__ = [
-    "_chunk_cat", "_native_batch_norm_legit", "_softmax_backward_data", "_unsafe_masked_index",
-    "_unsafe_masked_index_put_accumulate",
+    "_addmm_activation", "_chunk_cat", "_native_batch_norm_legit", "_softmax_backward_data",
+    "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate",
 ]  # fmt: skip
+
+
+@takes_out
+def _addmm_activation(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *,
+    beta: Number = 1, alpha: Number = 1, use_gelu: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return ``relu(addmm(...))``, or ``gelu`` of it; with ReLU by one matrix product on a GPU.
+
+    Differs from PyTorch:
+        There are gradients.  GELU is the exact one on GPUs too, where PyTorch's is approximate.
+
+    Example:
+        >>> import distgrad as dg
+        >>> _addmm_activation(dg.tensor([1.0, -5.0]), dg.ones(1, 3), dg.ones(3, 2))
+        tensor([[4., 0.]])
+    """
+    if use_gelu:
+        return gelu(addmm(input, mat1, mat2, beta=beta, alpha=alpha))
+    if mat1.array.ndim == mat2.array.ndim == 2 and (beta, alpha) == (1, 1):
+        if is_layer(input, mat1, mat2):
+            return linear_activation(mat1, permute(mat2, (1, 0)), input, "relu")
+    return relu(addmm(input, mat1, mat2, beta=beta, alpha=alpha))
+
+
+as_method(_addmm_activation)
 
 
 def _softmax_backward_data(

@@ -30,7 +30,7 @@ from distgrad.ops.elementwise import exp, log
 from distgrad.ops.matmul import linear
 from distgrad.ops.reduce import mean
 from distgrad.ops.reduce import sum as sum_
-from distgrad.ops.shape import expand, reshape, unsqueeze
+from distgrad.ops.shape import expand, reshape, to_dtype, unsqueeze
 from distgrad.tensor import Tensor, wrap
 from distgrad.typing import Array, Namespace
 
@@ -233,7 +233,7 @@ def _exponential_sums(xp: Namespace, rows: Array, shift: Array) -> Array:
 @device_form
 def _cross_entropy(
     xp: Namespace, x: Array, target: Array, weight: Array | None, reduction: str, ignore: int,
-    smoothing: float,
+    smoothing: float, dtype: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     rows = _class_rows(xp, x)
     count, classes = rows.shape
@@ -255,17 +255,21 @@ def _cross_entropy(
             out = out / total
     used = xp.zeros(0, labels.dtype) if valid is None else labels
     kept = xp.zeros(0, rows.dtype) if w is None else w
-    return xp.asarray(out, x.dtype), used, kept, sums, shift, total
+    return xp.asarray(out, dtype or x.dtype), used, kept, sums, shift, total
 
 
 @device_form
 def _d_cross_entropy(
     xp: Namespace, g: Array, input: Array, target: Array, weight: Array | None, labels: Array,
     row_weights: Array, sums: Array, shift: Array, total: Array, reduction: str, ignore_index: int,
-    label_smoothing: float,
+    label_smoothing: float, input_spare: bool,
 ) -> Array:  # fmt: skip
-    """(p·Σq − q)·g for each row, q the target distribution times the weights."""
+    """(p·Σq − q)·g for each row, q the target distribution times the weights.
+
+    It takes the place of the logits where nobody else has them: these are the largest array.
+    """
     rows = _class_rows(xp, input)
+    spare = input_spare and input.ndim < 3 and rows.dtype == input.dtype
     count, classes = rows.shape
     labels = labels if labels.size else target.reshape(-1)
     with xp.errstate(invalid="ignore", divide="ignore"):
@@ -279,7 +283,7 @@ def _d_cross_entropy(
         each = scale * (target.reshape(-1) != ignore_index)
         spread, hit = (each, share), hit * (1 - label_smoothing)
         whole = hit + each * float(share.sum())
-    out = xp.empty_like(rows)
+    out = rows if spare else xp.empty_like(rows)
     for part in xp.row_blocks(count, classes):
         if shift.size:
             xp.subtract(rows[part], shift[part, None], out=out[part])
@@ -296,8 +300,9 @@ def _d_cross_entropy(
 
 def _cross_entropy_formula(
     F: Any, input: Any, target: Any, weight: Any, reduction: str, ignore_index: int,
-    label_smoothing: float,
+    label_smoothing: float, loss_dtype: Any,
 ) -> Any:  # fmt: skip
+    input = input if loss_dtype is None else F.to_dtype(input, loss_dtype)
     dim = 0 if input.ndim == 1 else 1
     return _surprise(
         F, F.log_softmax(input, dim), target, weight, reduction, ignore_index, label_smoothing
@@ -365,10 +370,16 @@ def cross_entropy_loss(
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
+    loss_dtype: Any = None,
 ) -> Any:
-    """Return ``cross_entropy`` for class numbers, and what backward needs of it."""
+    """Return ``cross_entropy`` for class numbers, and what backward needs of it.
+
+    On a GPU ``loss_dtype`` may be float32 beside logits in 16 bits, which are read as they are.
+    """
     _check_classes(xp, input, target, weight)
-    return _cross_entropy(xp, input, target, weight, reduction, ignore_index, label_smoothing)
+    return _cross_entropy(
+        xp, input, target, weight, reduction, ignore_index, label_smoothing, loss_dtype
+    )
 
 
 def cross_entropy(
@@ -407,6 +418,44 @@ def cross_entropy(
     out: Tensor = cross_entropy_loss(
         input, target, weight, reduction, ignore_index, label_smoothing
     )[0]
+    return out
+
+
+def wide_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return ``cross_entropy`` in float32, of logits in 16 bits on a GPU: what autocast calls.
+
+    For class numbers these are read as they are, and their gradient is rounded once where it is
+    made: as of logits in float32, but without these.
+    """
+    whole = reduction_of("cross_entropy", reduction, size_average, reduce)
+    weight = None if weight is None else _in_float32(weight)
+    right = 0.0 <= label_smoothing <= 1.0
+    if input.array.dtype.itemsize != 2 or target.is_floating_point() or not right:
+        logits, target = _in_float32(input), _in_float32(target)
+        return cross_entropy(
+            logits, target, weight, None, ignore_index, None, whole, label_smoothing
+        )
+    out: Tensor = cross_entropy_loss(
+        input, target, weight, whole, ignore_index, label_smoothing, loss_dtype=_FLOAT32
+    )[0]
+    return out
+
+
+_FLOAT32 = numpy.dtype("float32")
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    narrow = tensor.is_floating_point() and tensor.array.dtype.itemsize == 2
+    out: Tensor = to_dtype(tensor, _FLOAT32) if narrow else tensor
     return out
 
 

@@ -234,12 +234,12 @@ def addmm(
     """Return ``beta * input + alpha * (mat1 @ mat2)``."""
     operands = {"mat1": mat1, "mat2": mat2}
     _ranks("addmm", operands, (2, 2))
-    if _is_layer(input, mat1, mat2) and (beta, alpha) == (1, 1):
+    if is_layer(input, mat1, mat2) and (beta, alpha) == (1, 1):
         return linear(mat1, permute(mat2, (1, 0)), input)
     return _weighted("addmm", input, operands, matmul(mat1, mat2), beta, alpha)
 
 
-def _is_layer(input: Tensor, mat1: Tensor, mat2: Tensor) -> bool:
+def is_layer(input: Tensor, mat1: Tensor, mat2: Tensor) -> bool:
     """Return whether ``input`` is a bias that a product on a GPU can add by itself."""
     bias, left, right = (t.array for t in (input, mat1, mat2))
     if type(left) is numpy.ndarray or is_traced((input, mat1, mat2)):

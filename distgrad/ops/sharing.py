@@ -143,12 +143,13 @@ def is_pinned(self: Tensor, device: Any = None) -> bool:
 
 
 def record_stream(self: Tensor, stream: Any) -> None:
-    """Keep the tensor's memory until the work of ``stream`` so far is done.
+    """Keep the tensor's memory until what ``stream`` does with it is done, also when it is freed.
 
-    CuPy's pool serves the stream it is asked from; so the stream is waited for.
+    Nothing waits. The memory is found to be free at the next such call, or the next copy with
+    ``non_blocking``.
     """
     if cuda_in_use() and self.is_cuda:
-        stream.synchronize()
+        pinned.hold(self.array, stream.raw)
 
 
 # ---------------------------------------------------------------------- buffers

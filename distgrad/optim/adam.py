@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from distgrad.errors import ArgumentError
@@ -192,13 +191,16 @@ class NAdam(Optimizer):
     def _decay(self, group: Group) -> Callable[..., Array]:
         return _either_decay(group)
 
-    def _rule(self, options: Group, step: int, numbers: dict[str, Array]) -> Callable[..., None]:
-        beta1, decay = options["betas"][0], options["momentum_decay"]
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
+        lr, decay, (beta1, beta2) = options["lr"], options["momentum_decay"], options["betas"]
         mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
         numbers["mu_product"] *= mu
         product = float(numbers["mu_product"][0])
-        rule = super()._rule(options, step, numbers)
-        return partial(rule, mu=mu, mu_next=mu_next, mu_product=product)
+        return {
+            "unbias": 1 / (1 - beta2**step),
+            "by_gradient": lr * (1 - mu) / (1 - product),
+            "by_average": lr * mu_next / (1 - product * mu_next),
+        }
 
 
 class RAdam(Optimizer):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from distgrad.backend import capture as captures
-from distgrad.backend.device import cupy_module
+from distgrad.backend.device import array_namespace, cupy_module
+from distgrad.backend.layout import is_dense, lie_alike
 from distgrad.errors import CaptureError
 from distgrad.optim import rules
 from distgrad.optim.runs import Plan, Run, gradient_of
@@ -82,6 +83,15 @@ def _placed(rule: str, slots: Sequence[str], state: Sequence[Array]) -> list[Arr
     return row
 
 
+def _alike(grad: Array, array: Array) -> Array:
+    """Return a gradient in the dtype of ``array`` and in its order of memory, channels last too."""
+    if lie_alike(grad, array):
+        return grad.astype(array.dtype, copy=False)
+    out = array_namespace(array).empty_like(array)
+    out[...] = grad
+    return out
+
+
 class DeviceSteps:
     """The steps of one parameter group, all of whose parameters are on one GPU.
 
@@ -129,7 +139,7 @@ class DeviceSteps:
         flags += NESTEROV * bool(group.get("nesterov"))
         for batch in self._batches:
             first = FIRST * batch.runs[0].first
-            grads = [gradient_of(run).astype(run.array.dtype, copy=False) for run in batch.runs]
+            grads = [_alike(gradient_of(run), run.array) for run in batch.runs]
             batch.update(grads, given, flags + first, batch.count(), found)
             for run in batch.runs:
                 run.first = False
@@ -138,11 +148,8 @@ class DeviceSteps:
 
     def _move(self, capture: Any) -> None:
         """Keep options and counts on the GPU from now on."""
-        if capture is not None and any(batch.runs[0].first for batch in self._batches):
-            raise CaptureError(
-                f"{self._name}.step(): its first step makes its state, which a replay would make "
-                "again; take a step before the capture"
-            )
+        if capture is not None:
+            check_first(self._name, any(batch.runs[0].first for batch in self._batches))
         cupy = cupy_module("optimizer")
         with captures.outside():
             self._options = cupy.zeros(8, numpy.float64)
@@ -174,6 +181,19 @@ class DeviceSteps:
         return float(value)
 
 
+def check_first(name: str, first: bool) -> None:
+    """Raise in a capture of the first step of an optimizer.
+
+    Raises:
+        CaptureError: it is that.
+    """
+    if first:
+        raise CaptureError(
+            f"{name}.step(): its first step makes its state, which a replay would make again; take "
+            "a step before the capture"
+        )
+
+
 def device_steps(optimizer: Optimizer, plan: Plan, decay: Any) -> DeviceSteps | None:
     """Return the steps of a plan by kernels; None where its arrays or its rule have none."""
     update = plan.runs[0].xp.kernels.get("update")
@@ -188,7 +208,9 @@ def device_steps(optimizer: Optimizer, plan: Plan, decay: Any) -> DeviceSteps | 
         arrays = [run.array, *run.state]
         if run.xp is not plan.runs[0].xp or run.array.device != place:
             return None
-        if any(a.dtype != run.array.dtype or not a.flags.c_contiguous for a in arrays):
+        if any(a.dtype != run.array.dtype or not lie_alike(a, run.array) for a in arrays):
+            return None
+        if not is_dense(run.array):
             return None
         if run.array.dtype.kind == "c":
             return None

@@ -9,8 +9,8 @@ from distgrad.autograd.mode import enable_grad, no_grad
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, ConflictError
 from distgrad.optim.checks import check_lr
-from distgrad.optim.optimizer import Closure, Group, Optimizer, Params, plain
-from distgrad.optim.runs import as_pairs
+from distgrad.optim.optimizer import Closure, Group, Optimizer, Params
+from distgrad.optim.runs import as_pairs, plain
 from distgrad.optim.wolfe import Point, strong_wolfe
 from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array

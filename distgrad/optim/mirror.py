@@ -11,12 +11,20 @@ Note [Copies]
 
     When a rank is lost, its state is where the copy is. Only if both are lost at once nothing of it
     is left, and a checkpoint must be read.
+
+Note [Moved by all or by none]
+    State moves to other ranks in one step: a rank that has got all of its new state waits for the
+    others at a barrier, and has it behind. If one more rank ends meanwhile, some may have come
+    through the barrier, and others not; but then all have got theirs, and the others have it from
+    the beginning of the next ``rebuild``. If nobody has come through, all have what they had.
+    A vote by MPI's agreement would not do: who has not got all waits in MPI for a smaller group,
+    and the others would wait for its vote.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,6 +43,10 @@ if TYPE_CHECKING:
 
 _CALL = "copies of gradients"
 Pieces = Mapping[int, "Piece"]
+Rows: TypeAlias = dict[int, dict[str, HostArray]]
+"""Arrays of elements by name, by the parameters' numbers."""
+Possession: TypeAlias = tuple[Rows, Mapping[int, Array]]
+"""State and values of elements that one rank owned."""
 
 
 def distance(group: ProcessGroup) -> int:
@@ -51,13 +63,21 @@ def distance(group: ProcessGroup) -> int:
     return largest if largest < group.size else 1
 
 
-def holders(origins: Sequence[int], step: int, left: Sequence[int]) -> list[int]:
+def holders(
+    origins: Sequence[int],
+    step: int,
+    left: Sequence[int],
+    part: str = "part of the optimizer's state",
+    without: str = "redundant=True",
+) -> list[int]:
     """Return for each former rank which of the present ones has its state.
 
     Args:
         origins: the former ranks, by the numbers that they had when the job began.
         step: the `distance` of their copies.
         left: the present ranks, by the same numbers.
+        part: what is lost with a rank and its copy.
+        without: what the program has left out, if there are no copies.
 
     Raises:
         JobLost: some rank is lost and so is its copy.
@@ -73,8 +93,8 @@ def holders(origins: Sequence[int], step: int, left: Sequence[int]) -> list[int]
         if holder is None:
             what = f"ranks {owner} and {copy} have" if step else f"rank {owner} has"
             raise JobLost(
-                f"rebuild(): {what} ended, and nobody else has that part of the optimizer's state"
-                f"{'' if step else ' without redundant=True'}; start again from a checkpoint, as "
+                f"rebuild(): {what} ended, and nobody else has that {part}"
+                f"{'' if step else f' without {without}'}; start again from a checkpoint, as "
                 "--max-restarts does"
             )
         found.append(left.index(holder))
@@ -116,29 +136,60 @@ class Mirror:
             if kept is None or kept.size != span.stop - span.start:
                 kept = np.empty(span.stop - span.start, bucket.values.dtype)
                 self._means[id(bucket)] = kept
-        theirs = [self._means[id(bucket)] for bucket in buckets]
-        keeper = (2 * group.rank - self.owner) % group.size
-        box = np.empty(sum(part.nbytes for part in theirs), np.uint8)
-        full = np.concatenate([part.reshape(-1).view(np.uint8) for part in mine])
-        works = [
-            group.start_recv(box, self.owner, 0, _CALL), group.start_send(full, keeper, 0, _CALL)
-        ]  # fmt: skip
-        for work in works:
-            work.wait()
-        at = 0
-        for part in theirs:
-            part.view(np.uint8)[...] = box[at : at + part.nbytes]
-            at += part.nbytes
+        swap(group, self.owner, mine, [self._means[id(bucket)] for bucket in buckets])
 
 
-def state_of(pieces: Pieces, inner: Optimizer) -> dict[int, dict[str, HostArray]]:
+def swap(
+    group: ProcessGroup, owner: int, mine: Sequence[HostArray], theirs: Sequence[HostArray]
+) -> None:
+    """Send ``mine`` to the rank with this one's copy, and get from ``owner`` what is his.
+
+    Ranks: a collective, with the same distance.
+    """
+    keeper = (2 * group.rank - owner) % group.size
+    box = np.empty(sum(part.nbytes for part in theirs), np.uint8)
+    full = np.concatenate(
+        [np.empty(0, np.uint8), *(part.reshape(-1).view(np.uint8) for part in mine)]
+    )
+    works = [group.start_recv(box, owner, 0, _CALL), group.start_send(full, keeper, 0, _CALL)]
+    for work in works:
+        work.wait()
+    at = 0
+    for part in theirs:
+        part.view(np.uint8)[...] = box[at : at + part.nbytes]
+        at += part.nbytes
+
+
+def possession(pieces: Pieces, inner: Optimizer) -> Possession:
+    """Return state and values of pieces."""
+    values = {number: piece.leaf.array for number, piece in pieces.items()}
+    return state_of(pieces, inner), values
+
+
+def state_of(pieces: Pieces, inner: Optimizer) -> Rows:
     """Return the state of the pieces that have one, by the parameters' numbers."""
-    found: dict[int, dict[str, HostArray]] = {}
+    found: Rows = {}
     for number, piece in pieces.items():
         state = inner.state.get(piece.leaf)
         if state:
             found[number] = {name: to_device(t.array, CPU) for name, t in state.items()}
     return found
+
+
+class Moved(NamedTuple):
+    """State that has come to this rank, before it is known that all have theirs.
+
+    Args:
+        group: the ranks among which it is shared out.
+        ranges: of each rank.
+        entries: of this one.
+        copies: of the rank whose copy this one keeps; None if there is none.
+    """
+
+    group: ProcessGroup
+    ranges: Sequence[Ranges]
+    entries: Rows
+    copies: Rows | None
 
 
 class Rescue:
@@ -147,14 +198,14 @@ class Rescue:
     Args:
         group: these ranks.
         sources: for each former rank, who has its state now, and of which ranges.
-        sets: for each one whose state this rank has, its pieces and their optimizer.
+        sets: for each one whose state this rank has, state and values.
     """
 
     def __init__(
         self,
         group: ProcessGroup,
         sources: Sequence[tuple[int, Ranges]],
-        sets: Mapping[int, tuple[Pieces, Optimizer]],
+        sets: Mapping[int, Possession],
     ) -> None:
         self._group, self._sources = group, sources
         self._sets = {n: s for n, s in sets.items() if sources[n][0] == group.rank}
@@ -164,7 +215,7 @@ class Rescue:
 
         Ranks: a collective.
         """
-        got = self._collect(want, {n: state_of(*pair) for n, pair in self._sets.items()})
+        got = self._collect(want, {n: state for n, (state, _) in self._sets.items()})
         return {number: row for number, row in got.items() if row}
 
     def bring_values(self, params: Sequence[Tensor]) -> None:
@@ -174,9 +225,9 @@ class Rescue:
         """
         shared = {number for _, ranges in self._sources for number in ranges}
         whole = {number: slice(0, params[number].array.size) for number in shared}
-        held: dict[int, Any] = {
-            n: {number: {"value": to_device(p.leaf.array, CPU)} for number, p in pieces.items()}
-            for n, (pieces, _) in self._sets.items()
+        held = {
+            n: {number: {"value": to_device(array, CPU)} for number, array in values.items()}
+            for n, (_, values) in self._sets.items()
         }
         for number, row in self._collect([whole] * self._group.size, held).items():
             target = params[number].array

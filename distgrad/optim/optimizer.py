@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy
-
 from distgrad.autograd.graph import Removable
 from distgrad.autograd.mode import enable_grad, no_grad
 from distgrad.backend import capture as captures
@@ -21,9 +19,17 @@ from distgrad.backend.device import device_of, to_device
 from distgrad.distributed.spread import spread_of
 from distgrad.errors import ArgumentError, ArgumentTypeError, ConflictError
 from distgrad.optim import rules
-from distgrad.optim.device_steps import device_steps
-from distgrad.optim.runs import Decay, Plan, flatten_parameters, scalar
-from distgrad.tensor import Tensor, wrap
+from distgrad.optim.device_steps import check_first, device_steps
+from distgrad.optim.graph_steps import Row, record_step, refuse_step
+from distgrad.optim.runs import (
+    Decay,
+    Plan,
+    flatten_parameters,
+    gradient_of,
+    options_of,
+    scalar,
+)
+from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array
 
 Group = dict[str, Any]
@@ -54,11 +60,8 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         own = type(self)._step_group is not Optimizer._step_group
         if own or step.__qualname__ != "Optimizer.step":
-            captures.refuse(
-                f"{type(self).__name__}.step()",
-                "the host works out the numbers of each step",
-                "take an optimizer with a kernel, such as AdamW or SGD",
-            )
+            if not self._in_graphs or self.found_inf is not None:
+                refuse_step(self)
             if self.found_inf is not None and bool(self.found_inf):  # the host has to know
                 return None
         for hook in (*_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
@@ -104,6 +107,7 @@ class Optimizer:
     _update: ClassVar[Callable[..., None] | None] = None
     _asks: ClassVar[tuple[str, ...]] = ()
     _elementwise: ClassVar[bool] = True  # the rule may run over parts of parameters
+    _in_graphs: ClassVar[bool] = False  # its own `step` or `_step_group` knows of captures
     param_groups: list[Group]
     state: defaultdict[Tensor, dict[str, Any]]
     _opt_called = False  # schedulers look at it
@@ -231,7 +235,14 @@ class Optimizer:
         asked = {name: options[name] for name in self._asks if name in options}
         if "step" in self._asks:
             asked["step"] = step
-        return partial(self._update, **asked)
+        return partial(self._update, **asked | self._factors(options, step, numbers))
+
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
+        """Return what the rule multiplies by that differs from step to step, by its names there.
+
+        Arguments are those of `_rule`. A captured step finds these on the GPU, and nothing else.
+        """
+        return {}
 
     def _decay_of(self, options: Group) -> Decay | None:
         """Return what is done about the weights before the rule."""
@@ -270,8 +281,12 @@ class Optimizer:
                 "take a step with the same ones before the capture",
             )
             plan = self._plans[index] = Plan(params, self.state, slots, self._numbers(group))
-        if plan.runs and plan.runs[0].xp is not numpy_backend and self._step_on_gpu(plan, group):
-            return
+        if plan.runs and plan.runs[0].xp is not numpy_backend:
+            if self._step_on_gpu(plan, group):
+                return
+            if captures.current() is not None:
+                self._record(plan, group)
+                return
         options = options_of(group)
         decay, rule, of_step = self._decay_of(options), None, 0
         for run in plan.runs:
@@ -285,18 +300,32 @@ class Optimizer:
                 rule, of_step = self._rule(options, step, run.scalars), step
             run.apply(rule, decay, options.get("maximize", False))
 
+    def _record(self, plan: Plan, group: Group) -> None:
+        """Let a capture record a step by array operations."""
+        if self.found_inf is not None or type(self)._rule is not Optimizer._rule:
+            refuse_step(self)
+        rows = []
+        for run in plan.runs:
+            check_first(type(self).__name__, run.first)
+            numbers = {name: a for name, a in run.scalars.items() if name != "step"}
+            counts = [run.scalars["step"]] if "step" in run.scalars else []
+            rows.append(Row([(run.array, gradient_of(run), run.state)], counts, numbers))
+        record_step(self, group, rows)
+        for p in plan.params:
+            shared_of(p).bump()
+
     def _step_on_gpu(self, plan: Plan, group: Group) -> bool:
         """Update parameters by a kernel; return False where there is none for them."""
         if plan.device is None:
             own = type(self)._rule is Optimizer._rule
             found = device_steps(self, plan, self._decay(group)) if own else None
             plan.device = False if found is None else found
+        capture = captures.current()
+        if capture is not None:
+            capture.keep(plan)  # a captured step knows it by its number
         if plan.device is False:
-            captures.refuse(
-                f"{type(self).__name__}.step()",
-                "the host works out the numbers of each step",
-                "take an optimizer with a kernel, such as AdamW or SGD, over real parameters",
-            )
+            if capture is not None:
+                return False
             return self.found_inf is not None and bool(self.found_inf)  # the host has to know
         decoupled = self._decay(group) is rules.shrunk
         plan.device.step(group, decoupled, self.found_inf)
@@ -315,6 +344,10 @@ class Optimizer:
                     grad.zero_()
 
     # ------------------------------------------------------------------ state
+    def layouts(self) -> list[Plan]:
+        """Return where the state lies; a captured step is made anew when these are others."""
+        return list(self._plans.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state by the parameters' numbers, and the options of the groups."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
@@ -477,18 +510,6 @@ def _keywords(rule: Any) -> tuple[str, ...]:
     code = rule.__code__
     names: tuple[str, ...] = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
     return names
-
-
-def plain(value: Any) -> Any:
-    """Return an option as rules take it: tensors and NumPy's numbers as Python's."""
-    if isinstance(value, Tensor | numpy.generic):
-        return value.item()
-    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
-
-
-def options_of(group: Group) -> Group:
-    """Return the options of a group as rules take them."""
-    return {k: plain(v) for k, v in group.items() if k not in ("params", "param_names")}
 
 
 def _fitted(param: Tensor | None, value: Any, name: str = "") -> Any:

@@ -131,13 +131,11 @@ def nadam(
     g: Array,
     state: Arrays,
     *,
-    step: int,
-    lr: float,
     betas: Pair,
     eps: float,
-    mu: float,
-    mu_next: float,
-    mu_product: float,
+    unbias: float,
+    by_gradient: float,
+    by_average: float,
 ) -> None:
     """Adam with Nesterov momentum (Dozat 2016); ``state`` is [exp_avg, exp_avg_sq].
 
@@ -147,13 +145,13 @@ def nadam(
     scratch = xp.empty_like(p)
     average(xp, m, g, betas[0], scratch)
     average_square(xp, v, g, betas[1], scratch)
-    denominator = xp.multiply(v, 1 / (1 - betas[1] ** step))
+    denominator = xp.multiply(v, unbias)
     xp.sqrt(denominator, out=denominator)
     denominator += eps
-    xp.multiply(g, lr * (1 - mu) / (1 - mu_product), out=scratch)
+    xp.multiply(g, by_gradient, out=scratch)
     scratch /= denominator
     p -= scratch
-    xp.multiply(m, lr * mu_next / (1 - mu_product * mu_next), out=scratch)
+    xp.multiply(m, by_average, out=scratch)
     scratch /= denominator
     p -= scratch
 
@@ -332,7 +330,7 @@ def asgd(
     g: Array,
     state: Arrays,
     *,
-    lambd: float,
+    kept: float,
     eta: float,
     mu: float,
 ) -> None:
@@ -341,11 +339,14 @@ def asgd(
     p ← (1 - λ η) p - η g;  ax ← ax + μ (p - ax)
     """
     (mean,) = state
-    p *= 1 - lambd * eta
+    p *= kept
     p -= xp.multiply(g, eta)
-    if mu == 1:
+    known = isinstance(mu, float)  # and not on a GPU
+    if known and mu == 1:
         xp.copyto(mean, p)
-    else:
-        scratch = xp.subtract(p, mean)
-        scratch *= mu
-        mean += scratch
+        return
+    scratch = xp.subtract(p, mean)
+    scratch *= mu
+    mean += scratch
+    if not known:
+        xp.copyto(mean, p, where=xp.equal(mu, 1))

@@ -149,6 +149,18 @@ def fill(
     return fresh
 
 
+def plain(value: Any) -> Any:
+    """Return an option as rules take it: tensors and NumPy's numbers as Python's."""
+    if isinstance(value, Tensor | numpy.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+def options_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a group as rules take them."""
+    return {k: plain(v) for k, v in group.items() if k not in ("params", "param_names")}
+
+
 def scalar(value: float) -> Tensor:
     """Return a number of a parameter's state, as PyTorch keeps it."""
     kind = numpy.float64 if get_default_dtype() is float64 else numpy.float32

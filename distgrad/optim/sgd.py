@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from distgrad.errors import ArgumentError
 from distgrad.optim import rules
 from distgrad.optim.checks import checked
@@ -134,10 +131,10 @@ class ASGD(Optimizer):
     def _numbers(self, group: Group) -> dict[str, float]:
         return {"step": 0.0, "eta": float(group["lr"]), "mu": 1.0}
 
-    def _rule(self, options: Group, step: int, numbers: dict[str, Array]) -> Callable[..., None]:
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
         eta, mu = (float(numbers[name][0]) for name in ("eta", "mu"))
         lr = options["lr"]
         rate = lr / (1 + options["lambd"] * lr * step) ** options["alpha"]
         numbers["eta"][...] = scalar(rate).array
         numbers["mu"][...] = scalar(1 / max(1, step - options["t0"])).array
-        return partial(super()._rule(options, step, numbers), eta=eta, mu=mu)
+        return {"kept": 1 - options["lambd"] * eta, "eta": eta, "mu": mu}

@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from distgrad.distributed.group import ProcessGroup
+from distgrad.distributed.checkpoint.exchange import together
+from distgrad.distributed.checkpoint.folder import new_token, put
 from distgrad.distributed.redistribute import Ranges
 from distgrad.distributed.work import HostArray
 from distgrad.errors import CheckpointError
@@ -32,7 +32,6 @@ from distgrad.tensor import wrap
 
 FORMAT = 1
 _INDEX = "index.json"
-T = TypeVar("T")
 
 
 def save_shards(owner: Optimizer | Module, folder: FilePath) -> None:
@@ -75,11 +74,11 @@ def save_shards(owner: Optimizer | Module, folder: FilePath) -> None:
             }
             with atomic_path(part / _INDEX) as path:
                 Path(path).write_text(json.dumps(index), "utf-8")
-            _put(part, target)
+            put(part, target, new_token())
 
-    _together(group, head, clear)
-    files = group.all_gather_object(_together(group, head, write))
-    _together(group, head, finish)
+    together(group, head, clear)
+    files = group.all_gather_object(together(group, head, write))
+    together(group, head, finish)
 
 
 def load_shards(owner: Optimizer | Module, folder: FilePath) -> None:
@@ -114,7 +113,7 @@ def load_shards(owner: Optimizer | Module, folder: FilePath) -> None:
             )
         return about, _collect(path, index["files"], holding.ranges)
 
-    about, entries = _together(holding.group, head, read)
+    about, entries = together(holding.group, head, read)
     for options in about:
         for name, value in options.items():
             if isinstance(value, list) and name not in ("params", "param_names", "names"):
@@ -185,39 +184,5 @@ def _both(a: slice, b: slice) -> slice | None:
     return slice(start, stop) if start < stop or a == b else None
 
 
-def _put(part: Path, target: Path) -> None:
-    """Let ``part`` take the place of ``target``, which stays as it is until then."""
-    old = target.with_name(f"{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    handle = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _short(sizes: list[int]) -> str:
     return str(sizes) if len(sizes) <= 8 else f"{str(sizes[:8])[:-1]}, ...]"
-
-
-def _together(group: ProcessGroup, head: str, act: Callable[[], T]) -> T:
-    """Return what ``act`` returns, or raise on all ranks.
-
-    Raises:
-        CheckpointError: it failed on a rank, which is named.
-    """
-    result: Any = None
-    try:
-        result, why = act(), ""
-    except (OSError, ValueError, CheckpointError) as error:
-        why = str(error) or type(error).__name__
-    said = group.all_gather_object(why)
-    failed = next((rank for rank, text in enumerate(said) if text), None)
-    if failed is not None:
-        raise CheckpointError(f"{head}: rank {failed}: {said[failed]}")
-    kept: T = result
-    return kept

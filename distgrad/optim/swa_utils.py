@@ -16,7 +16,8 @@ from distgrad.autograd.mode import no_grad
 from distgrad.errors import ArgumentError
 from distgrad.nn.module import Module
 from distgrad.optim.lr_scheduler.base import LRScheduler, check_optimizer, for_each_group
-from distgrad.optim.optimizer import Optimizer, plain
+from distgrad.optim.optimizer import Optimizer
+from distgrad.optim.runs import plain
 from distgrad.tensor import Tensor, wrap
 
 AverageOne = Callable[[Tensor, Tensor, Any], Tensor]

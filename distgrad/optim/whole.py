@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from distgrad.backend import capture as captures
 from distgrad.backend.device import array_namespace
 from distgrad.errors import ArgumentError, DtypeError
 from distgrad.optim import rules, whole_rules
 from distgrad.optim.checks import at_least_0, checked, one_element
-from distgrad.optim.optimizer import Group, Optimizer, Params, options_of
-from distgrad.optim.runs import as_pairs, scalar, update
+from distgrad.optim.device_steps import check_first
+from distgrad.optim.graph_steps import Row, record_step
+from distgrad.optim.optimizer import Group, Optimizer, Params
+from distgrad.optim.runs import Plan, as_pairs, options_of, scalar, update
 from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array
 
@@ -19,12 +23,18 @@ class WholeParameters(Optimizer):
     """Base of the optimizers that update one whole parameter after the other."""
 
     _elementwise = False
+    _in_graphs = True
 
     def _arrays(self, group: Group, p: Array) -> dict[str, Array]:
         """Return the first state of a parameter; by default an array like it for each slot."""
         return {name: array_namespace(p).zeros_like(p) for name in self._slots(group)}
 
     def _step_group(self, index: int, group: Group) -> None:
+        if index not in self._plans:  # by it a captured step knows when all state is another one
+            self._plans[index] = Plan([], self.state, {}, {})
+        if captures.current() is not None and group["params"][0].is_cuda:
+            self._record_group(index, group)
+            return
         options = options_of(group)
         decay, maximize = self._decay_of(options), options.get("maximize", False)
         for p in group["params"]:
@@ -45,6 +55,28 @@ class WholeParameters(Optimizer):
             xp = array_namespace(p.array)
             update(xp, as_pairs(p.array), g, state, rule, decay, maximize)
             shared_of(p).bump()
+
+    def _record_group(self, index: int, group: Group) -> None:
+        """Let a capture record a step; parameters with one count of steps share their numbers."""
+        capture, rows = captures.current(), dict[Any, list[Tensor]]()
+        for p in (p for p in group["params"] if p.grad is not None):
+            entry = self.state[p]
+            check_first(type(self).__name__, not entry)
+            count = int(entry["step"].array) if "step" in entry else 0
+            rows.setdefault((count, str(p.array.dtype), p.device), []).append(p)
+        assert capture is not None
+        capture.keep(self._plans[index])
+        record_step(self, group, [self._row(params) for params in rows.values()])
+
+    def _row(self, params: list[Tensor]) -> Row:
+        arrays, counts = [], []
+        for p in params:
+            entry = self.state[p]
+            counts += [entry["step"].array] if "step" in entry else []
+            state = [as_pairs(t.array) for n, t in entry.items() if n != "step"]
+            arrays.append((as_pairs(p.array), as_pairs(p.grad.array), state))  # type: ignore[union-attr]
+            shared_of(p).bump()
+        return Row(arrays, counts)
 
 
 class LAMB(WholeParameters):
@@ -97,6 +129,11 @@ class LAMB(WholeParameters):
 
     def _slots(self, group: Group) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
+        beta1, beta2 = options["betas"]
+        scale = 1 / math.sqrt(1 - beta2**step)
+        return {"lr": options["lr"], "scale": scale, "unbias": 1 / (1 - beta1**step)}
 
 
 class LARS(WholeParameters):
@@ -152,6 +189,9 @@ class LARS(WholeParameters):
     def _numbers(self, group: Group) -> dict[str, float]:
         return {}
 
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
+        return {"lr": options["lr"]}
+
 
 class Adafactor(WholeParameters):
     """Adam with a memory of rows plus columns only (Shazeer & Stern 2018).
@@ -205,6 +245,15 @@ class Adafactor(WholeParameters):
             "maximize": maximize,
         }
         super().__init__(params, options)
+
+    def _factors(self, options: Group, step: int, numbers: dict[str, Array]) -> dict[str, float]:
+        lr, memory = options["lr"], 1 - step ** options["beta2_decay"]
+        return {
+            "kept": 1 - lr * options["weight_decay"],
+            "memory": memory,
+            "rest": 1 - memory,
+            "most": min(lr, 1 / math.sqrt(step)),
+        }
 
     def _arrays(self, group: Group, p: Array) -> dict[str, Array]:
         if p.dtype.kind == "c":

@@ -33,12 +33,13 @@ def lamb(
     g: Array,
     state: Arrays,
     *,
-    step: int,
     lr: float,
     betas: Pair,
     eps: float,
     weight_decay: float,
     adapt: bool,
+    scale: float,
+    unbias: float,
 ) -> None:
     """LAMB (You et al. 2020); ``state`` is [exp_avg, exp_avg_sq].
 
@@ -49,10 +50,10 @@ def lamb(
     rules.average(xp, m, g, betas[0], scratch)
     rules.average_square(xp, v, g, betas[1], scratch)
     xp.sqrt(v, out=scratch)
-    scratch *= 1 / math.sqrt(1 - betas[1] ** step)
+    scratch *= scale
     scratch += eps
     xp.divide(m, scratch, out=scratch)
-    scratch *= 1 / (1 - betas[0] ** step)
+    scratch *= unbias
     if weight_decay:
         scratch += xp.multiply(p, weight_decay)
     if adapt:
@@ -104,12 +105,13 @@ def adafactor(
     g: Array,
     state: Arrays,
     *,
-    step: int,
-    lr: float,
-    beta2_decay: float,
     eps: tuple[float | None, float],
     d: float,
     weight_decay: float,
+    kept: float,
+    memory: float,
+    rest: float,
+    most: float,
 ) -> None:
     """Adafactor (Shazeer & Stern 2018); ``state`` is [row_var, col_var], of vectors [variance].
 
@@ -119,19 +121,21 @@ def adafactor(
     """
     kind = p.dtype
     least = float(numpy.finfo(kind).eps) if eps[0] is None else eps[0]
-    keep = 1 - step**beta2_decay
     size = xp.maximum(_norm(xp, p) / math.sqrt(p.size), eps[1])
-    rate = size * min(lr, 1 / math.sqrt(step))
+    rate = size * most
     if weight_decay:
-        p *= 1 - lr * weight_decay
+        p *= kept
     estimate = xp.empty_like(p)
     if p.ndim > 1:
         row, col = state
-        _average_factors(xp, row, col, g, keep, estimate)
+        _average_factors(xp, row, col, g, rest, estimate)
         estimate /= xp.maximum(xp.mean(row, axis=-2, keepdims=True), least)
     else:
         (variance,) = state
-        rules.average_square(xp, variance, g, keep, estimate)
+        variance *= memory
+        xp.multiply(g, g, out=estimate)
+        estimate *= rest
+        variance += estimate
         xp.copyto(estimate, variance)
     xp.maximum(estimate, least * least, out=estimate)
     xp.sqrt(estimate, out=estimate)
@@ -142,12 +146,14 @@ def adafactor(
 
 
 def _average_factors(
-    xp: Namespace, row: Array, col: Array, g: Array, keep: float, out: Array
+    xp: Namespace, row: Array, col: Array, g: Array, rest: float, out: Array
 ) -> None:
     """Move the means of g² along rows and columns, and write their product to ``out``."""
     for mean, axis in ((row, -1), (col, -2)):
         squares = xp.sum(xp.square(g), axis=axis, keepdims=True) / g.shape[axis]
-        rules.average(xp, mean, squares, keep, squares)
+        squares -= mean
+        squares *= rest
+        mean += squares
     xp.multiply(row, col, out=out)
 
 

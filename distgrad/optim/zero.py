@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from distgrad.autograd.mode import enable_grad, no_grad
+from distgrad.backend import capture as captures
 from distgrad.backend.device import CPU, device, device_of, to_device
 from distgrad.distributed import get_group, is_initialized, local_group
 from distgrad.distributed.algorithms.join import Join, Joinable, JoinHook
@@ -25,12 +26,21 @@ from distgrad.distributed.group import ProcessGroup, check_same
 from distgrad.distributed.redistribute import Ranges, owned_ranges, redistribute
 from distgrad.distributed.reducer import Reducer, reducer_of
 from distgrad.distributed.sharded import ShardedReducer
-from distgrad.distributed.shrink import agree
 from distgrad.distributed.spread import spread_of
 from distgrad.distributed.work import HostArray
 from distgrad.errors import ArgumentError, ArgumentTypeError, DistributedError, RankLost
-from distgrad.optim.mirror import Mirror, Rescue, distance, holders, state_of
+from distgrad.optim.mirror import (
+    Mirror,
+    Moved,
+    Possession,
+    Rescue,
+    distance,
+    holders,
+    possession,
+    state_of,
+)
 from distgrad.optim.optimizer import Closure, Group, Optimizer, Params
+from distgrad.optim.runs import Plan
 from distgrad.tensor import Tensor, shared_of, wrap
 
 Held: TypeAlias = dict[int, dict[str, HostArray]]  # state by the parameters' numbers
@@ -196,6 +206,9 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         self._mirror: Mirror | None = None
         self._inner: Optimizer | None = None
         self._own: list[Flat] = []
+        self._moves = 0  # of the state
+        self._arrived: Moved | None = None  # perhaps not yet for all
+        self._moved: Moved | None = None  # for all, and not yet in pieces
         self._consolidated = False
         probe = optimizer_class([wrap(np.zeros(1, np.float32)).requires_grad_()], **defaults)
         super().__init__(params, probe.defaults)
@@ -221,6 +234,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                     "DistributedDataParallel, so nobody would wait for them; leave it False"
                 )
             reducer.gathering.guard()
+
+    _in_graphs = True
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -261,7 +276,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         if self.redundant and distance(group):
             owner, ranges = self._mirrored(group, group.rank), self._layout.ranges
             if copies is None:
-                state = Rescue(group, list(enumerate(ranges)), {group.rank: self._set})
+                state = Rescue(group, list(enumerate(ranges)), self._set())
                 copies = state.state(self._copied(group, ranges))
             self._mirror = Mirror(group.channel("control"), owner, *self._made(owner, copies))
         else:
@@ -287,11 +302,28 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             }
         return pieces, inner
 
-    @property
-    def _set(self) -> tuple[dict[int, Piece], Optimizer]:
-        """This rank's pieces and their optimizer."""
+    def _set(self) -> dict[int, Possession]:
+        """Return what this rank has, by its number."""
         assert self._inner is not None
-        return self.pieces, self._inner
+        return {self.process_group.rank: possession(self.pieces, self._inner)}
+
+    def _sets(self) -> dict[int, Possession]:
+        """Return what this rank has and has copies of, by the numbers of their owners."""
+        moved, params = self._moved, self._params()
+        if moved is None:
+            found = self._set()
+            if self._mirror is not None:
+                found[self._mirror.owner] = possession(self._mirror.pieces, self._mirror.inner)
+            return found
+        rank = moved.group.rank
+        rows = {rank: moved.entries}
+        if moved.copies is not None:
+            rows[self._mirrored(moved.group, rank)] = moved.copies
+        whole = {number: p.array.reshape(-1) for number, p in enumerate(params)}
+        return {
+            r: (state, {number: whole[number][w] for number, w in moved.ranges[r].items()})
+            for r, state in rows.items()
+        }
 
     @staticmethod
     def _mirrored(group: ProcessGroup, rank: int) -> int:
@@ -306,8 +338,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         """Follow buckets that have moved, and new parameters, with the state there is."""
         group, old = self.process_group, self._layout.ranges
         new = Layout(self._params(), group, self._own).ranges
-        state = Rescue(group, list(enumerate(old)), {group.rank: self._set})
-        self._take(group, state, new)
+        self._take(group, Rescue(group, list(enumerate(old)), self._set()), new)
 
     def _take(self, group: ProcessGroup, state: Rescue, ranges: Sequence[Ranges]) -> None:
         """Build anew with the state of other ranges.
@@ -319,8 +350,9 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         if self.redundant:  # no rank shall have the new ranges while others have the old ones
             if distance(group):
                 copies = state.state(self._copied(group, ranges))
-            if not agree(group):
-                raise RankLost("a rank has ended while the optimizer was laid out anew; shrink()")
+            self._arrived = Moved(group, ranges, entries, copies)
+            group.channel("control").barrier()
+        self._moves, self._arrived, self._moved = self._moves + 1, None, None
         self.process_group = group
         self._build(entries, copies)
 
@@ -340,12 +372,13 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         Ranks: all that are left.
         """
         group = group or _group_of(self._params())
+        if self._moves < max(group.channel("control").all_gather_object(self._moves)):
+            self._moves, self._moved = self._moves + 1, self._arrived
         former, ranges = self.process_group, self._layout.ranges
+        if self._moved is not None:
+            former, ranges = self._moved.group, list(self._moved.ranges)
         having = holders(former.origins, distance(former) * self.redundant, group.origins)
-        sets: dict[int, tuple[Any, Optimizer]] = {former.rank: self._set}
-        if self._mirror is not None:
-            sets[self._mirror.owner] = self._mirror.pieces, self._mirror.inner
-        rescue = Rescue(group, list(zip(having, ranges, strict=True)), sets)
+        rescue = Rescue(group, list(zip(having, ranges, strict=True)), self._sets())
         rescue.bring_values(self._params())
         before, self._own = self._own, []
         try:
@@ -439,6 +472,15 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
 
     def _update(self) -> None:
         assert self._inner is not None
+        capture = captures.current()
+        if capture is not None:
+            if self._mirror is not None:
+                captures.refuse(
+                    "ZeroRedundancyOptimizer.step()",
+                    "with redundant=True a second rank gets gradients by way of the host",
+                    "leave redundant=False",
+                )
+            capture.before_replay(self._give_options)
         self._update_pieces(self.pieces, self._inner, None)
         if self._mirror is not None:
             self._update_pieces(self._mirror.pieces, self._mirror.inner, self._mirror)
@@ -453,12 +495,17 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
                     "ZeroRedundancyOptimizer laid it out; move and convert modules before both"
                 )
             piece.take_gradient(mirror)
+        self._give_options(inner)
         with no_grad():
-            for index, (group, mine) in enumerate(
-                zip(self.param_groups, inner.param_groups, strict=True)
-            ):
-                mine.update({k: v for k, v in group.items() if k not in _OWN})
+            for index, mine in enumerate(inner.param_groups):
                 inner._step_group(index, mine)
+
+    def _give_options(self, inner: Optimizer | None = None) -> None:
+        """Let the optimizer of the pieces have the options of the groups as they are now."""
+        inner = inner or self._inner
+        assert inner is not None
+        for group, mine in zip(self.param_groups, inner.param_groups, strict=True):
+            mine.update({k: v for k, v in group.items() if k not in _OWN})
 
     def _gather(self) -> None:
         """Start to gather what has changed, first what forward needs first."""
@@ -480,6 +527,10 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             self._gathering.start(flat for flat in changed if id(flat) in own)
             if not self.overlap_with_ddp:
                 self.wait()
+
+    def layouts(self) -> list[Plan]:
+        """Return where the state lies; a captured step is made anew when these are others."""
+        return [] if self._inner is None else self._inner.layouts()
 
     def wait(self) -> None:
         """Return when all parameters are whole."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["compiled", "main", "programs"]
+__all__ = ["compiled", "instructions", "main", "programs"]
 
 KINDS = ("float", "half", "bf16", "double")
 _USE = re.compile(
@@ -29,8 +29,15 @@ def programs(kind: str) -> Iterator[tuple[str, dict[str, str]]]:
     for weight in {kind, wide}:
         yield "norm.cu", {"T": kind, "W": weight}
         yield "batch.cu", {"T": kind, "W": weight}
-    yield "softmax.cu", {"T": kind, "W": wide, "Y": "long long"}
+        yield "softmax.cu", {"T": kind, "W": wide, "Y": "long long", "L": weight}
+    if kind == wide:
+        yield "attention.cu", {"T": kind}
     yield "embed.cu", {"T": kind, "I": "long long"}
+    if kind in ("half", "bf16"):
+        yield "compress.cu", {"T": kind}
+    order = "f(f(f(x(0),x(1)),f(x(2),x(3))),f(f(x(4),x(5)),f(x(6),x(7))))"
+    for between in {kind, wide}:
+        yield "window.cu", {"T": kind, "W": between, "OP": "Sum", "ORDER": order}
 
 
 def compiled(file: str, types: dict[str, str], architecture: str) -> list[tuple[str, int, int]]:
@@ -39,6 +46,20 @@ def compiled(file: str, types: dict[str, str], architecture: str) -> list[tuple[
     Raises:
         RuntimeError: it does not compile.
     """
+    log = _program(file, types, architecture)[1]
+    return [(name, int(used), int(spilled)) for name, spilled, used in _USE.findall(log)]
+
+
+def instructions(file: str, types: dict[str, str]) -> dict[str, str]:
+    """Return the kernels of a program as PTX, by name, as an H100 or H200 gets it."""
+    from cupy.cuda import nvrtc  # optional
+
+    text = nvrtc.getPTX(_program(file, types, "compute_90")[0]).decode()
+    return {part.partition("(")[0].strip(): part for part in text.split(".visible .entry ")[1:]}
+
+
+def _program(file: str, types: dict[str, str], architecture: str) -> tuple[Any, str]:
+    """Return a program that NVRTC has compiled as CuPy has it do so, and what it says."""
     from cupy.cuda import nvrtc  # optional
 
     from distgrad.backend.cuda import module  # it imports CuPy
@@ -47,12 +68,12 @@ def compiled(file: str, types: dict[str, str], architecture: str) -> list[tuple[
     macros = [f"-D{letter}_TYPE={name}" for letter, name in types.items()]
     options = (f"-arch={architecture}", "--std=c++17", "-default-device", "-ftz=true", *macros)
     try:
-        nvrtc.compileProgram(program, (*options, "--ptxas-options=-v"))
+        verbose = ("--ptxas-options=-v",) if architecture.startswith("sm_") else ()
+        nvrtc.compileProgram(program, (*options, *verbose))
     except nvrtc.NVRTCError as error:
         text = nvrtc.getProgramLog(program)
         raise RuntimeError(f"{file} with {types}: {error}\n{text}") from error
-    log = nvrtc.getProgramLog(program)
-    return [(name, int(used), int(spilled)) for name, spilled, used in _USE.findall(log)]
+    return program, nvrtc.getProgramLog(program)
 
 
 def main(architecture: str, kinds: tuple[str, ...] = KINDS) -> int:

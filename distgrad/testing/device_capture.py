@@ -7,7 +7,9 @@ does it again at each launch; ``tests/gpu`` runs them on a real GPU.
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,22 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "adamw": lambda p: dg.optim.AdamW(p, lr=1e-2, amsgrad=True),
     "sgd": lambda p: dg.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
 }
+ARRAY_STEPS: dict[str, Callable[[Any], Any]] = {  # by array operations, without a kernel
+    "nadam": lambda p: dg.optim.NAdam(p, lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True),
+    "rprop": lambda p: dg.optim.Rprop(p, lr=1e-3),
+    "asgd": lambda p: dg.optim.ASGD(p, lr=0.05, t0=6, weight_decay=1e-3, maximize=True),
+    "lamb": lambda p: dg.optim.LAMB(p, lr=1e-2),
+    "lars": lambda p: dg.optim.LARS(p, lr=0.5, weight_decay=1e-3, nesterov=True),
+    "adafactor": lambda p: dg.optim.Adafactor(p, lr=1e-2, weight_decay=0.1),
+}
+OPTIMIZERS |= ARRAY_STEPS
+TRAININGS = [
+    *itertools.product(["perceptron", "images", "text"], ["adamw", "sgd"]),
+    *itertools.product(["perceptron"], ARRAY_STEPS),
+    ("text", "adafactor"),
+    ("text", "lamb"),
+]
+"""Models with optimizers, all of which are to be captured."""
 
 
 class Training:
@@ -158,6 +176,21 @@ def check_keys(place: device) -> None:
     np.testing.assert_allclose(ends[1], ends[0], rtol=2e-4, atol=1e-5)
 
 
+def check_joined(place: device) -> None:
+    """Check that many tensors are joined in a capture, where CuPy would upload their addresses."""
+    parts = [dg.full((2, 3), float(i), device=place) for i in range(20)]
+
+    def join(x: Any) -> Any:
+        return dg.cat([x * part for part in parts], 1), dg.stack([x + p for p in parts], -1)
+
+    captured = dg.cuda.capture_step(join, warmup=1)
+    for scale in (1.0, 2.0, 3.0):
+        x = dg.full((2, 3), scale, device=place)
+        for one, other in zip(captured(x), join(x), strict=True):
+            assert one.equal(other)
+    assert captured.captured == 1
+
+
 def check_dropout(place: device) -> None:
     """Check that each replay draws numbers of its own, the same after the same seed."""
     layer = nn.Dropout(0.5)
@@ -205,6 +238,14 @@ def scaled(place: device, captured: bool, steps: int = 14) -> tuple[list[float],
         loss = run(dg.from_numpy(x).to(place)).item()
         seen += [scaler.get_scale(), *([] if number in (6, 9) else [loss])]
     return seen, scaler.state_dict()
+
+
+def check_scaled(place: device, rtol: float) -> tuple[list[float], dict[str, Any]]:
+    """Compare captured training with a scaler with training that is not, which is returned."""
+    eager, captured = (scaled(place, way) for way in (False, True))
+    assert eager[1] == captured[1]
+    np.testing.assert_allclose(captured[0], eager[0], rtol=rtol)
+    return eager
 
 
 def check_callables(place: device) -> None:
@@ -280,9 +321,14 @@ def _stays(place: device) -> list[tuple[str, str, Callable[[Any], Any]]]:
     w = dg.ones(4, device=place, requires_grad=True)
     w.grad = dg.ones(4, device=place)
     host = dg.ones(4)
-    nadam, lamb, fresh = (kind([w]) for kind in (dg.optim.NAdam, dg.optim.LAMB, dg.optim.AdamW))
+    lbfgs, lamb, fresh = dg.optim.LBFGS([w]), dg.optim.LAMB([w]), dg.optim.AdamW([w])
+    matrix = dg.ones(4, 4, device=place, requires_grad=True)
+    matrix.grad = dg.ones(4, 4, device=place)
+    muon = dg.optim.Muon([matrix])
+    muon.step()
+    nadam = dg.optim.NAdam([w])
     nadam.step()
-    lamb.step()
+    nadam.found_inf = dg.zeros(1, device=place).array
     return [
         ("item", "item() (device_capture.py:", lambda x: x.sum().item()),
         ("if", "waits for the GPU", lambda x: 1 if x.sum() > 0 else 0),
@@ -291,8 +337,10 @@ def _stays(place: device) -> list[tuple[str, str, Callable[[Any], Any]]]:
         ("mask", "(device_capture.py:", lambda x: x[x > 0]),
         ("nonzero", "nonzero() (device_capture.py:", lambda x: x.nonzero()),
         ("wait", "synchronize() (device_", lambda x: dg.cuda.current_stream().synchronize()),
-        ("nadam", "NAdam.step(): the host works out", lambda x: nadam.step()),
-        ("lamb", "LAMB.step(): the host works out", lambda x: lamb.step()),
+        ("lbfgs", "LBFGS.step(): the host works out", lambda x: lbfgs.step(lambda: x.sum())),
+        ("muon", "Muon.step(): the host works out", lambda x: muon.step()),
+        ("scaler", "NAdam.step(): the host has to know whether", lambda x: nadam.step()),
+        ("lamb", "LAMB.step(): its first step makes its state", lambda x: lamb.step()),
         ("state", "AdamW.step(): it lays out its state", lambda x: fresh.step()),
     ]  # fmt: skip
 
@@ -324,6 +372,53 @@ def check_errors_pass(place: device) -> None:
 
     _raises(KeyError, captured, "mine")
     assert not dg.cuda.is_current_stream_capturing()
+
+
+def check_baked_options(place: device) -> None:
+    """Check that rates go to steps without a kernel, and that other options have to stay."""
+    for name in ("lamb", "nadam", "asgd"):
+        ends = []
+        for captured in (False, True):
+            training = Training("perceptron", name, place)
+            step: Any = dg.cuda.capture_step(training.step) if captured else training.step
+            schedule = dg.optim.lr_scheduler.StepLR(training.optimizer, 2, 0.5)
+            for _ in range(9):
+                step(*training.batch())
+                schedule.step()
+            ends.append(training.numbers())
+        for eager, replayed in zip(*ends, strict=True):
+            np.testing.assert_allclose(replayed, eager, rtol=2e-4, atol=1e-5)
+        training.optimizer.param_groups[0]["weight_decay"] = 0.25
+        again = functools.partial(step, *training.batch())
+        _raises(CaptureError, again, "weight_decay has changed since")
+        training.optimizer.load_state_dict(training.optimizer.state_dict())
+        again()  # another state: captured anew, after it has run some times
+
+
+def check_uneven_counts(place: device) -> None:
+    """Check that a graph of steps with one count is not replayed when counts differ."""
+    params = [dg.ones(3, device=place, requires_grad=True) for _ in range(2)]
+    optimizer = dg.optim.LAMB(params)
+
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        ((params[0] + params[1]) * x).sum().backward()
+        optimizer.step()
+
+    run, x = dg.cuda.capture_step(step, warmup=2), dg.ones(3, device=place)
+    for _ in range(4):
+        run(x)
+    assert [float(optimizer.state[p]["step"]) for p in params] == [4.0, 4.0]
+    kept, params[0].grad = params[0].grad, None
+    optimizer.step()
+    params[0].grad = kept
+    _raises(CaptureError, lambda: run(x), "have made [5, 6] steps")
+
+
+CHECKS: list[Callable[[device], None]] = [
+    check_memory, check_learning_rate, check_keys, check_joined, check_dropout, check_callables,
+    check_errors_pass, check_baked_options, check_uneven_counts,
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------- ranks
@@ -359,6 +454,123 @@ def parallel(
     if isinstance(run, CapturedStep):
         assert run.captured >= 1 + accumulate, run.captured
     return [*seen, *(p.sum().item() for p in model.parameters())]
+
+
+def _model(group: ProcessGroup, place: device, build: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Return a model of several buckets, and its optimizer."""
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5))
+    rng = np.random.default_rng(3)
+    for p in net.parameters():
+        p.data.copy_(dg.from_numpy(rng.standard_normal(p.shape).astype("f4")))
+    net = net.to(place)
+    model = nn.parallel.DistributedDataParallel(net, process_group=group, bucket_cap_mb=0.0002)
+    return model, build(model.parameters())
+
+
+def sharded(
+    group: ProcessGroup, gpus: int, captured: bool, stage: int, rule: str, overlap: bool
+) -> list[Any]:
+    """Return losses and parameters of a rank that shares its optimizer: ZeRO-1 or 2."""
+    place, kind = place_of(group, gpus), getattr(dg.optim, rule)
+    net, rng = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)), _drawn(group.rank)
+    for p in net.parameters():
+        p.data.copy_(dg.from_numpy(_drawn(7).standard_normal(p.shape).astype("f4")))
+    model = nn.parallel.DistributedDataParallel(
+        net.to(place), process_group=group, bucket_cap_mb=0.0002, shard_gradients=stage == 2
+    )
+    zero = dg.distributed.optim.ZeroRedundancyOptimizer
+    optimizer = zero(model.parameters(), kind, overlap_with_ddp=overlap, lr=0.05)
+    schedule = dg.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+
+    def step(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run, seen = dg.cuda.capture_step(step) if captured else step, []
+    for number in range(10):
+        size = 3 if number % 4 == 3 and group.rank == 0 else 2
+        x = dg.from_numpy(rng.standard_normal((size, 6)).astype("f4")).to(place)
+        seen.append(run(x).item())
+        schedule.step()
+    optimizer.wait()
+    if isinstance(run, CapturedStep):
+        assert run.captured >= 1, run.captured
+    return [*seen, *(p.detach().cpu().numpy().tobytes() for p in model.parameters())]
+
+
+def _drawn(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def refused(
+    group: ProcessGroup, gpus: int, captured: bool, accumulate: bool
+) -> tuple[str, list[float]]:
+    """Return how a capture is refused, and what steps give that go on without it."""
+    place = place_of(group, gpus)
+    model, optimizer = _model(group, place, lambda p: dg.optim.AdamW(p, lr=0.05))
+
+    def step(x: Any) -> Any:
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    run = dg.cuda.capture_step(step, warmup=2)
+    rng, seen, words = np.random.default_rng(10 + group.rank), [], ""
+    for _ in range(7):
+        x = dg.from_numpy(rng.standard_normal((2, 6)).astype("f4")).to(place)
+        if accumulate:
+            with model.no_sync():
+                model(x).square().mean().backward()
+        if captured and not words:
+            try:
+                seen.append(run(x).item())
+                continue
+            except CaptureError as error:
+                words = str(error)
+        seen.append(step(x).item())
+    return words, [*seen, *(p.sum().item() for p in model.parameters())]
+
+
+def refused_by_one(group: ProcessGroup, gpus: int) -> str:
+    """Return how a step is refused that only rank 1 cannot capture."""
+    place = place_of(group, gpus)
+    model, optimizer = _model(group, place, lambda p: dg.optim.AdamW(p, lr=0.05))
+
+    def step(x: Any) -> Any:
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item() if group.rank == 1 else loss
+
+    run, x = dg.cuda.capture_step(step, warmup=2), dg.ones(2, 6, device=place)
+    for _ in range(2):
+        run(x)
+    try:
+        run(x)
+    except CaptureError as error:
+        step(x)  # the ranks are together
+        return str(error)
+    return ""
+
+
+def beside(group: ProcessGroup, gpus: int) -> None:
+    """Take steps on another stream than the default one, where the model was made."""
+    place = place_of(group, gpus)
+    model, optimizer = _model(group, place, lambda p: dg.optim.AdamW(p, lr=0.05))
+    x, side = dg.ones(2, 6, device=place), dg.cuda.Stream()
+    for _ in range(3):
+        side.wait_stream(dg.cuda.current_stream())
+        with dg.cuda.stream(side):
+            model(x).square().mean().backward()
+            optimizer.step()
+        dg.cuda.current_stream().wait_stream(side)
+        dg.zeros(85, device=place)  # takes what was freed
 
 
 def _raises(kind: type[Exception], call: Callable[[], Any], words: str) -> None:

@@ -36,12 +36,16 @@ SHAPES: list[tuple[int, ...]] = [(3, 4), (4,), (), (0, 2), (2, 3, 2), (8195,), *
 
 def stepped(
     name: str, place: device, dtype: str = "float32", steps: int = 7, capturable: bool = False,
-    shapes: Sequence[tuple[int, ...]] = SHAPES, flat: bool = False,
+    shapes: Sequence[tuple[int, ...]] = SHAPES, flat: bool = False, last: str = "",
 ) -> list[Any]:  # fmt: skip
-    """Return parameters and state after some steps, on the host in float64."""
+    """Return parameters and state after some steps, on the host in float64.
+
+    ``last``: what of four dimensions lies channels last, "parameters", "gradients" or "both".
+    """
     rng, kind = np.random.default_rng(0), getattr(dg, dtype)
     draws = [rng.standard_normal((steps + 1, *s)) for s in shapes]
     made = [dg.tensor(d[0], dtype=kind, device=place) for d in draws]
+    made = [_last(t) if last in ("parameters", "both") else t for t in made]
     params = [p.requires_grad_() for p in made]
     if flat:
         optim.optimizer.flatten_parameters(params)
@@ -51,6 +55,7 @@ def stepped(
     for step in range(1, steps + 1):
         for p, d in zip(params, draws, strict=True):
             grad = dg.tensor(d[step], dtype=kind, device=place)
+            grad = _last(grad) if last in ("gradients", "both") else grad
             if flat:
                 p.grad = p._grad_buffer
                 p.grad.copy_(grad)  # type: ignore[union-attr]
@@ -59,6 +64,10 @@ def stepped(
         optimizer.step()
     entries = [t for p in params for t in optimizer.state[p].values()]
     return [t.detach().cpu().double().numpy() for t in (*params, *entries)]
+
+
+def _last(tensor: dg.Tensor) -> dg.Tensor:
+    return tensor.contiguous(memory_format=dg.channels_last) if tensor.ndim == 4 else tensor
 
 
 def check_rule(name: str, place: device, dtype: str, capturable: bool) -> None:

@@ -171,6 +171,19 @@ def steps(
     return [p.detach().cpu().numpy() for p in net.parameters()]
 
 
+def tiny_gradient(group: ProcessGroup, gpus: int) -> list[Any]:
+    """Return a gradient whose partial sums over four shards are below the least normal float32."""
+    place = place_of(group, gpus)
+    net = nn.Linear(1, 5, bias=False).to(place)
+    ddp = nn.parallel.DistributedDataParallel(
+        net, process_group=group, determinism="world", shards=4, reduction="sum"
+    )
+    for _ in ddp.local_shards:
+        ddp(dg.tensor([[5e-39]], device=place)).sum().backward()
+    assert net.weight.grad is not None
+    return [net.weight.grad.cpu().numpy()]
+
+
 def sgd(model: nn.Module) -> Any:
     """Return SGD with momentum."""
     return dg.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -194,6 +207,26 @@ def normalised(group: ProcessGroup, gpus: int, inside: Inside) -> list[Any]:
     assert weight is not None
     outs = [y, x.grad, weight.grad, buffers["running_mean"], buffers["running_var"]]
     return [out.detach().cpu().numpy() for out in outs if out is not None]
+
+
+def compressed(group: ProcessGroup, gpus: int, inside: Inside, hook: Any) -> list[Any]:
+    """Return what a communication hook makes of given gradients, in three steps.
+
+    They are next to 0, to the largest of float16, half-way between two numbers, and infinite.
+    """
+    place, given = place_of(group, gpus), _numbers(group.rank, 77)
+    given[:7] = 1.3e-38, -1.3e-38, 7e4, 6e-8, 1 + 2**-8, 1 + 2**-11, np.inf
+    module = nn.Module()
+    module.weight = nn.Parameter(dg.zeros(77, device=place))
+    module.forward = lambda x: (module.weight * x).sum()
+    ddp = nn.parallel.DistributedDataParallel(module, process_group=group)
+    ddp.register_comm_hook(None, hook)
+    for factor in range(1, 4):
+        module.weight.grad = None
+        x = dg.from_numpy(given * np.float32(factor)).to(place)
+        with inside(), np.errstate(all="ignore"):
+            ddp(x).backward()
+    return [module.weight.grad.cpu().numpy()]
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import pytest
 
 import distgrad as dg
 from distgrad.backend.device import device
-from distgrad.testing import device_calls, on_device, operations
+from distgrad.testing import device_calls, device_copies, device_memory, on_device, operations
 from distgrad.testing.standin.array import TABLE
 from distgrad.testing.standin.snapshot import snapshot
 
@@ -67,6 +67,16 @@ def test_data_parallel_training_takes_the_hosts_steps(model, reduction):
     ],
 )
 def test_tensors_behave_as_on_the_host(check):
+    check(PLACE)
+
+
+@pytest.mark.parametrize("name", device_memory.__all__)
+def test_memory_is_written_again_where_nobody_holds_it(name):
+    getattr(device_memory, name)(PLACE)
+
+
+@pytest.mark.parametrize("check", device_copies.CHECKS)
+def test_copies_give_the_hosts_numbers(check):
     check(PLACE)
 
 

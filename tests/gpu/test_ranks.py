@@ -7,6 +7,7 @@ import pytest
 import distgrad as dg
 from distgrad.backend.device import cuda_device_count
 from distgrad.distributed import run_ranks
+from distgrad.distributed.algorithms.ddp_comm_hooks import default_hooks
 from distgrad.testing import device_ranks
 from distgrad.testing.device_ranks import anything, check_close, check_same_bits, trained
 
@@ -49,6 +50,11 @@ def test_world_has_the_same_bits_on_any_number_of_ranks(world):
         check_same_bits(got, one)
 
 
+def test_world_keeps_sums_next_to_0(world):
+    one, more = (run_ranks(n, device_ranks.tiny_gradient, c) for n, c in ((1, 1), world))
+    check_same_bits(more, one * len(more))
+
+
 def test_training_by_nccl_has_the_same_bits_on_all_ranks_and_each_time():
     if gpus() < 2:
         pytest.skip("NCCL needs a GPU for each rank")
@@ -56,6 +62,15 @@ def test_training_by_nccl_has_the_same_bits_on_all_ranks_and_each_time():
     check_same_bits(first, [first[0]] * gpus())
     check_same_bits(first, second)
     assert dg.distributed.is_nccl_available()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_compressed_gradients_have_the_hosts_bits(kind, world):
+    hook, body = getattr(default_hooks, f"{kind}_compress_hook"), device_ranks.compressed
+    ranks, count = world
+    got, want = (run_ranks(ranks, body, n, anything, hook) for n in (count, 0))
+    check_same_bits(got, want)
 
 
 def test_batch_norm_over_ranks_gives_the_hosts_results(world):

@@ -7,8 +7,9 @@ from typing import Any
 
 import cupy
 
-from distgrad.backend.cuda.module import blocks, contiguous, kernel, type_name
-from distgrad.backend.cuda.ordered import empty_last, lies_last, turned
+from distgrad.backend.cuda.module import contiguous, kernel, over_elements, type_name
+from distgrad.backend.cuda.ordered import lies_last, returned, turned
+from distgrad.backend.forms import may_overwrite
 from distgrad.typing import Array
 
 __all__ = ["KERNELS", "positive", "where_positive"]
@@ -21,12 +22,17 @@ def _mapped(name: str, x: Array, *others: Array) -> Any:
     kind = type_name(x.dtype)
     if kind is None or any(o.dtype != x.dtype or o.shape != x.shape for o in others):
         return NotImplemented
-    last = lies_last(x)
-    out = empty_last(x.shape, x.dtype) if last else cupy.empty(x.shape, x.dtype)
+    operands, last = (x, *others), lies_last(x)
+    given = [contiguous(turned(a, a.ndim) if last else a) for a in operands]
+    copies = [c for c, a in zip(given, operands, strict=True) if c.data.ptr != a.data.ptr]
+    in_place = not copies and may_overwrite(x)
+    spare = given[0] if in_place else copies[0] if copies else None
+    out = cupy.empty(given[0].shape, x.dtype) if spare is None else spare
     if x.size:
-        given = [contiguous(turned(a, a.ndim) if last else a) for a in (x, *others)]
-        kernel(_FILE, name, T=kind)((blocks(x),), (256,), (*given, out, x.size))
-    return out
+        kernel(_FILE, name, T=kind)(*over_elements(x), (*given, out, x.size))
+    if in_place:
+        return x
+    return returned(out) if last else out
 
 
 def gelu(x: Array, approximate: str) -> Any:

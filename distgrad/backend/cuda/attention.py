@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import cupy
 
+from distgrad.backend.cuda.attention_rows import attend_by_rows, backward_by_rows
 from distgrad.backend.cuda.cudnn import (
     Place,
     Sketch,
@@ -34,6 +35,7 @@ from distgrad.backend.cuda.cudnn import (
     wishes,
 )
 from distgrad.backend.cuda.ordered import empty_in, order_of
+from distgrad.backend.cuda.random import signed
 from distgrad.backend.switches import attention as switches
 from distgrad.typing import Array, Shape
 
@@ -214,7 +216,10 @@ def attend(
     """Return output, no weights, statistics, and nothing; see `ops.attention`."""
     if keep is not None:
         return NotImplemented
-    return _attend(q, k, v, mask, scale, causal, 0.0, None)
+    found = _attend(q, k, v, mask, scale, causal, 0.0, None)
+    if found is NotImplemented and mask is None:
+        found = attend_by_rows(q, k, v, scale, causal)
+    return found
 
 
 def dropped_attend(
@@ -295,7 +300,7 @@ def _seed_and_offset(draw: Any) -> tuple[Array, Array]:
     """Return what dropout is drawn from: a seed of its own for each draw of a graph."""
     memory, key, number = draw
     seed = cupy.full(1, key, "i8") if not isinstance(memory, cupy.ndarray) else memory
-    return (seed + number * _APART if number else seed), cupy.zeros(1, "i8")
+    return (seed + signed(number * _APART % 2**64) if number else seed), cupy.zeros(1, "i8")
 
 
 def attend_backward(
@@ -308,6 +313,9 @@ def attend_backward(
         return NotImplemented
     call = _called(query, key, value, attn_mask, scale, is_causal, 0.0)
     found = _backward(g, needs[3], query, key, value, attn_mask, call, output, shift, None)
+    if found is NotImplemented and attn_mask is None:
+        found = backward_by_rows(g, query, key, value, shift, scale, is_causal)
+        return found if found is NotImplemented else (*found, None, None)
     return found if found is NotImplemented else (*found, None)
 
 

@@ -10,10 +10,10 @@ import cupy
 
 from distgrad.backend.cuda.module import (
     MOST_BLOCKS,
-    blocks,
     contiguous,
     kernel,
     or_none,
+    over_elements,
     sum_type,
     type_name,
 )
@@ -23,6 +23,7 @@ from distgrad.typing import Array
 __all__ = ["KERNELS"]
 
 _FILE = "batch.cu"
+_MOST_COUNTED = 1 << 31  # numbers of a channel, which kernels count in 32 bits
 
 
 class _Layout:
@@ -74,7 +75,8 @@ class _Layout:
         parts = max(1, min(MOST_BLOCKS // groups, -(-self.images // (high * 4))))
         shares = cupy.empty((2, parts, self.channels), kind)
         kernel(_FILE, f"column_{name}", **types)(
-            (groups, parts), (wide, high), (*arrays, shares, self.images, self.channels, packed),
+            (groups, parts), (wide, high),
+            (*arrays, shares, self.images, self.channels, int(packed)),
             shared_mem=2 * each * 256 * kind.itemsize,
         )  # fmt: skip
         return shares
@@ -90,6 +92,8 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     if types is None or not x.size:
         return NotImplemented
     layout = _Layout(x)
+    if layout.count >= _MOST_COUNTED:
+        return NotImplemented
     x = layout.taken(x)
     shares = layout.sums("moments", types, (x,))
     mean, var, scale = (cupy.empty(layout.channels, shares.dtype) for _ in range(3))
@@ -100,7 +104,7 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     )  # fmt: skip
     out = cupy.empty_like(x)
     kernel(_FILE, "scale_channels", **types)(
-        (blocks(x),), (256,),
+        *over_elements(x),
         (x, mean, scale, or_none(bias), out, x.size, layout.channels, layout.inner),
     )  # fmt: skip
     return out, mean, var
@@ -114,6 +118,8 @@ def d_batch_norm(
     if types is None or g.dtype != input.dtype or not input.size:
         return NotImplemented
     layout = _Layout(input)
+    if layout.count >= _MOST_COUNTED:
+        return NotImplemented
     g, x = layout.taken(g), layout.taken(input)
     shares = layout.sums("slopes", types, (g, x, mean))
     kind = input.dtype if weight is None else weight.dtype
@@ -126,7 +132,7 @@ def d_batch_norm(
     )  # fmt: skip
     out = cupy.empty_like(x)
     kernel(_FILE, "d_scale_channels", **types)(
-        (blocks(x),), (256,), (g, x, mean, factors, out, x.size, layout.channels, layout.inner)
+        *over_elements(x), (g, x, mean, factors, out, x.size, layout.channels, layout.inner)
     )
     return out, d_weight, d_bias
 
@@ -145,7 +151,7 @@ def move_statistics(
     if given:
         types = {"T": numbers, "W": type_name(given[0].dtype) or ""}
         kernel(_FILE, "move_statistics", **types)(
-            (blocks(mean),), (256,),
+            *over_elements(mean),
             (or_none(running_mean), or_none(running_var), mean, var, mean.size, float(momentum),
              count / max(count - 1, 1)),
         )  # fmt: skip

@@ -214,6 +214,11 @@ def convolve(
     return _shaped(out, ndim, last)
 
 
+def _first(x: Array, channels: int) -> Array:
+    """Return the first channels; all of them are ``x`` itself, which is no view."""
+    return x if x.shape[1] == channels else x[:, :channels]
+
+
 def convolve_input(
     g: Array, w: Array, space: Shape, stride: Shape, pads: Pads, dilation: Shape, groups: int
 ) -> Any:
@@ -233,7 +238,7 @@ def convolve_input(
         return NotImplemented
     out = empty_last(image, g.dtype)
     found.run(_last(g), _last(w, (), filter[1]), out)
-    out = _last(out[:, : w.shape[1] * groups], tuple((-a, -b) for a, b in form.more))
+    out = _last(_first(out, w.shape[1] * groups), tuple((-a, -b) for a, b in form.more))
     return _shaped(out, ndim, last)
 
 
@@ -259,7 +264,7 @@ def convolve_weight(
         return NotImplemented
     out = empty_last(filter, g.dtype)
     found.run(_last(x, form.more, channels), _last(g), out)
-    out = _last(out[:, : x.shape[1] // groups])
+    out = _last(_first(out, x.shape[1] // groups))
     return _shaped(out, ndim, last)
 
 

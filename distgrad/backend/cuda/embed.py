@@ -60,7 +60,7 @@ def embedding_backward(
     chunks = -(-n // _CHUNK)
     parts = cupy.empty((chunks, 2, width), sum_type(g))
     padding = -1 if padding_idx is None else padding_idx % num_weights
-    size = (n, num_weights, width, padding, by_count)
+    size = (n, num_weights, width, padding, int(by_count))
     kernel(_FILE, "add_pieces", **types)(
         (min(n, MOST_BLOCKS * 8),), (_threads(g),), (g, keys, places, out, parts, *size)
     )
@@ -79,7 +79,7 @@ def _sorted(types: dict[str, str], index: Array, rows: int) -> tuple[Array, Arra
     counts = cupy.empty((256, tiles), cupy.uint32)
     for bit in range(0, rows.bit_length(), 8):
         kernel(_FILE, "count_digits", **types)(
-            (tiles,), (256,), (index, keys, places, counts, n, rows, bit, bit == 0)
+            (tiles,), (256,), (index, keys, places, counts, n, rows, bit, int(bit == 0))
         )
         kernel(_FILE, "add_before", **types)((1,), (1024,), (counts, counts.size))
         kernel(_FILE, "sort_by_digit", **types)(

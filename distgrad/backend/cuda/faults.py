@@ -49,9 +49,11 @@ def check(array: Array) -> None:
     if device not in _asked:
         return
     _asked.discard(device)
-    kind, value, limit = _places[device].get().tolist()
+    with array.device:  # it need not be the current one
+        kind, value, limit = _places[device].get().tolist()
+        if kind:
+            _places[device].fill(0)
     if kind:
-        _places[device].fill(0)
         raise IndexOutOfRange(
             _WORDS[kind].format(value=value, limit=limit, last=limit - 1)
             + " (noticed now that the host reads a number of the GPU; an earlier operation has it)"

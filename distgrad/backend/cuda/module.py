@@ -18,8 +18,8 @@ import numpy as np
 from distgrad.typing import Array
 
 __all__ = [
-    "MOST_BLOCKS", "SHARED", "TYPES", "blocks", "contiguous", "kernel", "or_none", "source",
-    "sum_type", "type_name",
+    "LONGEST", "MOST_BLOCKS", "SHARED", "TYPES", "blocks", "contiguous", "kernel", "or_none",
+    "over_elements", "over_rows", "row_threads", "source", "sum_type", "type_name",
 ]  # fmt: skip
 
 FOLDER = Path(__file__).with_name("kernels")
@@ -27,6 +27,7 @@ _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 MOST_BLOCKS = 132 * 8  # of 256 threads, all that an H100 holds at once; a loop does the rest
 SHARED = 48 << 10  # bytes of shared memory that a block may have without asking
+LONGEST = 1 << 31  # numbers in a row are fewer: kernels count these in 32 bits
 
 _FLOAT, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -89,6 +90,31 @@ def or_none(array: Array | None) -> Any:
     return 0 if array is None else contiguous(array)
 
 
+# ---------------------------------------------------------------------- grids and blocks
 def blocks(array: Array, threads: int = 256) -> int:
     """Return how many blocks go over ``array`` 16 bytes a thread, in a loop if it is long."""
     return max(1, min(-(-int(array.nbytes) // (16 * threads)), MOST_BLOCKS))
+
+
+def over_elements(array: Array) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block of a kernel that goes over ``array`` as `blocks` says."""
+    return (blocks(array),), (256,)
+
+
+def row_threads(nbytes: int, packs_each: int, most_warps: int) -> int:
+    """Return how many threads share a row, whole warps of them, to take 16 bytes so many times."""
+    warps = -(-nbytes // (16 * 32 * packs_each))
+    return 32 * max(1, min(warps, most_warps))
+
+
+def over_rows(rows: int, nbytes: int, most_warps: int) -> tuple[tuple[int], tuple[int, int]]:
+    """Return grid and block of a kernel that has a block for each row, or a warp for a short one.
+
+    Args:
+        rows: how many.
+        nbytes: of a row.
+        most_warps: that may share a row.
+    """
+    threads = row_threads(nbytes, 4, most_warps)
+    high = 4 if threads == 32 else 1
+    return (min(-(-rows // high), MOST_BLOCKS),), (threads, high)

@@ -13,11 +13,13 @@ from typing import Any
 import cupy
 
 from distgrad.backend.cuda.module import (
-    MOST_BLOCKS,
+    LONGEST,
     SHARED,
     contiguous,
     kernel,
     or_none,
+    over_rows,
+    row_threads,
     sum_type,
     type_name,
 )
@@ -40,17 +42,11 @@ def affine_types(x: Array, *affine: Array | None) -> dict[str, str] | None:
     return {"T": numbers, "W": type_name(kind) or ""}
 
 
-def _threads(x: Array, width: int, packs_each: int, most_warps: int) -> int:
-    """Return how many threads share a row, whole warps of them, to take 16 bytes so many times."""
-    warps: int = -(-width * x.itemsize // (16 * 32 * packs_each))
-    return 32 * max(1, min(warps, most_warps))
-
-
 # ---------------------------------------------------------------------- forward
 def layer_norm(x: Array, shape: Shape, weight: Array | None, bias: Array | None, eps: float) -> Any:
     """Return the normalised rows, their means and 1 / standard deviations."""
     types = affine_types(x, weight, bias)
-    if types is None:
+    if types is None or math.prod(shape) >= LONGEST:
         return NotImplemented
     x, out, mean, rstd, grid, block, size = _prepared(x, shape)
     if size[0]:
@@ -62,7 +58,7 @@ def layer_norm(x: Array, shape: Shape, weight: Array | None, bias: Array | None,
 def rms_norm(x: Array, shape: Shape, weight: Array | None, eps: float) -> Any:
     """Return the normalised rows, and their 1 / root mean square."""
     types = affine_types(x, weight)
-    if types is None:
+    if types is None or math.prod(shape) >= LONGEST:
         return NotImplemented
     x, out, _, rstd, grid, block, size = _prepared(x, shape)
     if size[0]:
@@ -77,10 +73,8 @@ def _prepared(x: Array, shape: Shape) -> tuple[Any, ...]:
     rows = x.size // width if width else 0
     lead = x.shape[: x.ndim - len(shape)] + (1,) * len(shape)
     mean, rstd = cupy.empty(lead, sum_type(x)), cupy.empty(lead, sum_type(x))
-    threads = _threads(x, width, 4, 16)
-    each = 4 if threads == 32 else 1
-    grid = (min(-(-rows // each), MOST_BLOCKS),)
-    return x, cupy.empty(x.shape, x.dtype), mean, rstd, grid, (threads, each), (rows, width)
+    grid, block = over_rows(rows, width * x.itemsize, 16)
+    return x, cupy.empty(x.shape, x.dtype), mean, rstd, grid, block, (rows, width)
 
 
 # ---------------------------------------------------------------------- backward
@@ -120,7 +114,7 @@ def _backward(
     if shared > SHARED:
         run.max_dynamic_shared_size_bytes = shared
     run(
-        (parts,), (_threads(x, width, 1, 32),),
+        (parts,), (row_threads(width * x.itemsize, 1, 32),),
         (g, x, or_none(weight), *stats, or_none(out), *map(or_none, given), rows, width),
         shared_mem=shared,
     )  # fmt: skip

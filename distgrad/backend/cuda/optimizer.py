@@ -21,12 +21,13 @@ import cupy
 import numpy as np
 
 from distgrad.backend.cuda.module import kernel, type_name
+from distgrad.backend.layout import is_dense
 from distgrad.typing import Array
 
 __all__ = ["KERNELS", "RULES", "Update"]
 
 _FILE = "optim.cu"
-_MOST, _PLACES, _CHUNK, _NUMBERS = 48, 6, 8192, 8  # as in the kernels
+_MOST, _PLACES, _CHUNK, _NUMBERS = 48, 5, 8192, 8  # as in the kernels
 _TABLE = np.dtype([
     ("count", "i8"), ("sizes", "i8", (_MOST,)), ("first", "i8", (_MOST + 1,)),
     ("places", "u8", (_MOST, _PLACES)),
@@ -39,8 +40,7 @@ RULES = {
 }  # fmt: skip
 """The rules that have a kernel, by their names in optim/rules.py."""
 
-MAXIMIZE, DECOUPLED, NESTEROV, FIRST, COPY_BF16, COPY_HALF = (1 << i for i in range(6))
-_COPIES = {"bfloat16": COPY_BF16, "float16": COPY_HALF}
+MAXIMIZE, DECOUPLED, NESTEROV, FIRST = (1 << i for i in range(4))
 
 
 class _Tables:
@@ -90,27 +90,17 @@ class Update:
         rule: its name.
         params: contiguous arrays.
         state: the arrays of state of each, up to three, None for what the rule does without.
-        copies: arrays in 16 bits that get the new values too, if any.
     """
 
     def __init__(
-        self,
-        rule: str,
-        params: Sequence[Array],
-        state: Sequence[Sequence[Array | None]],
-        copies: Sequence[Array] | None = None,
+        self, rule: str, params: Sequence[Array], state: Sequence[Sequence[Array | None]]
     ) -> None:
         kind = str(type_name(params[0].dtype))
         self._rule = RULES[rule]
         self._kernel = kernel(_FILE, rule, T=kind)
         self._prepare = kernel(_FILE, "prepare", T=kind)
-        low = [None] * len(params) if copies is None else copies
-        self._tables = _Tables([
-            (p, None, *s, *[None] * (3 - len(s)), c)
-            for p, s, c in zip(params, state, low, strict=True)
-        ])  # fmt: skip
-        self._flags = 0 if copies is None else _COPIES[copies[0].dtype.name]
-        self._kept = params, state, copies
+        self._tables = _Tables([(p, None, *s) for p, s in zip(params, state, strict=True)])
+        self._kept = params, state
         self._numbers = cupy.empty(_NUMBERS, np.float64)
 
     def __call__(
@@ -134,7 +124,7 @@ class Update:
         if not isinstance(options, cupy.ndarray):
             given.view("f8")[: len(options)], device = options, 0
         counts, number = (step, 0.0) if isinstance(step, cupy.ndarray) else (None, float(step))
-        found_, flags = 0 if found is None else found, flags | self._flags
+        found_ = 0 if found is None else found
         self._prepare(
             (1,), (32,),
             (device, given, self._rule, flags, 0 if counts is None else counts,
@@ -146,11 +136,9 @@ class Update:
 
 
 def takes(arrays: Sequence[Array]) -> bool:
-    """Return whether kernels here take such arrays: contiguous, all of one floating point type."""
+    """Return whether kernels here take such arrays: without gaps, of one floating point type."""
     kind = arrays[0].dtype
-    return type_name(kind) is not None and all(
-        a.dtype == kind and a.flags.c_contiguous for a in arrays
-    )
+    return type_name(kind) is not None and all(a.dtype == kind and is_dense(a) for a in arrays)
 
 
 def gradient_norm(arrays: Sequence[Array], norm_type: float, most: float) -> Any:

@@ -18,7 +18,7 @@ from distgrad.typing import Array, Shape
 
 __all__ = [
     "Ordered", "channels_last", "empty_in", "empty_last", "keeps_order", "lies_last", "order_of",
-    "ordered", "turned",
+    "ordered", "returned", "turned",
 ]  # fmt: skip
 
 _ARRAYS = (cupy.ndarray, numpy.ndarray)
@@ -48,9 +48,10 @@ def lies_last(x: Array) -> bool:
 def empty_in(
     shape: Sequence[int], order: Shape, dtype: Any, make: Callable[..., Array] = cupy.empty
 ) -> Array:
-    """Return new memory whose dimensions lie in ``order``."""
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return make([shape[i] for i in order], dtype).transpose(inverse)
+    """Return new memory whose dimensions lie in ``order``: no view, so it may be kept as it is."""
+    made = make([shape[i] for i in order], dtype)
+    strides = [made.strides[order.index(i)] for i in range(len(order))]
+    return cupy.lib.stride_tricks.as_strided(made, shape, strides)
 
 
 def empty_last(shape: Sequence[int], dtype: Any, make: Callable[..., Array] = cupy.empty) -> Array:
@@ -76,6 +77,11 @@ def turned(x: Any, ndim: int) -> Any:
     return x.transpose(_ORDERS[ndim])
 
 
+def returned(x: Array) -> Array:
+    """Return what `turned` has turned as it was."""
+    return x.transpose(_INVERSES[x.ndim])
+
+
 def _in_memory_order(
     function: Callable[..., Any], ndim: int, args: Sequence[Any], options: dict[str, Any]
 ) -> Any:
@@ -85,8 +91,8 @@ def _in_memory_order(
     if result is NotImplemented:
         return result
     if isinstance(result, tuple):
-        return tuple(part.transpose(_INVERSES[ndim]) for part in result)
-    return result.transpose(_INVERSES[ndim])
+        return tuple(map(returned, result))
+    return returned(result)
 
 
 def keeps_order(function: F) -> F:
@@ -119,10 +125,13 @@ class Ordered:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Return the function of the operands, element by element."""
-        if len(args) == self.nin and options.get("out") is None:
+        out = options.get("out")
+        if len(args) == self.nin and (out is None or lies_last(out)):
             ndim = _last_among(args)
             if ndim:
-                return _in_memory_order(self.ufunc, ndim, args, options)
+                there = options if out is None else options | {"out": turned(out, ndim)}
+                made = _in_memory_order(self.ufunc, ndim, args, there)
+                return made if out is None else out
         return self.ufunc(*args, **options)
 
 

@@ -31,7 +31,7 @@ def read(purpose: str, graph: Any, handle: Any) -> bool:
         data = b"" if file is None else file.read_bytes()
         if not data:
             return False
-        graph.deserialize(handle, data)
+        graph.deserialize(handle, list(data))  # the frontend's form: a list of numbers
     except Exception:  # another version's file, half a file: whatever is wrong, it is not used
         return False
     return True
@@ -39,7 +39,7 @@ def read(purpose: str, graph: Any, handle: Any) -> bool:
 
 def write(purpose: str, graph: Any) -> None:
     """Keep a built graph for a purpose."""
-    file, data = _file(purpose), bytes(graph.serialize())
+    file, data = _file(purpose), bytes(graph.serialize())  # it gives a list of numbers
     if file is None or not data:
         return
     with suppress(OSError):

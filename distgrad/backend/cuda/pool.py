@@ -117,7 +117,7 @@ def _averaged(
     last, options = _is_last(x, dims), (windows[0], windows[1], windows[2], (1,) * dims)
     x = _taken(x, last)
     out = _like(x, last, tuple(result))
-    arguments = (x, out, out.size, x.shape[1] if last else 1, include_pad, float(divisor or 0))
+    arguments = (x, out, out.size, x.shape[1] if last else 1, int(include_pad), float(divisor or 0))
     kernel(_FILE, name, T=kind)(*_grid(out), (*arguments, *_axes(size, windows[3], *options)))
     return out
 

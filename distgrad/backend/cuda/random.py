@@ -15,11 +15,18 @@ import cupy
 import numpy as np
 
 from distgrad.backend import capture
-from distgrad.backend.cuda.module import MOST_BLOCKS, TYPES, blocks, contiguous, kernel, type_name
-from distgrad.backend.random import number_of_values
+from distgrad.backend.cuda.module import (
+    MOST_BLOCKS,
+    TYPES,
+    contiguous,
+    kernel,
+    over_elements,
+    type_name,
+)
+from distgrad.backend.dtype import number_of_values
 from distgrad.typing import Array, Shape
 
-__all__ = ["KERNELS", "Source"]
+__all__ = ["KERNELS", "Source", "signed"]
 
 _REAL, _WHOLE = "random.cu", "integers.cu"
 _NUMBERS = TYPES | {
@@ -29,7 +36,7 @@ _NUMBERS = TYPES | {
 }  # fmt: skip
 
 
-def _signed(bits: int) -> int:
+def signed(bits: int) -> int:
     """Return 64 bits as the number that a kernel's ``long long`` can be."""
     return bits - (1 << 64) if bits >> 63 else bits
 
@@ -47,7 +54,7 @@ class _Slot:
 
     def renew(self) -> None:
         """Write a new key."""
-        key = _signed(self.generator.ticket())
+        key = signed(self.generator.ticket())
         kernel(_WHOLE, "write_key", T="int")((1,), (32,), (self.state, key))
 
 
@@ -55,7 +62,7 @@ def draw_from(generator: Any) -> tuple[Any, int, int]:
     """Return what a kernel draws from: a key in memory or 0, a key, and the number of the draw."""
     graph = capture.current()
     if graph is None:
-        return 0, _signed(generator.ticket()), 0
+        return 0, signed(generator.ticket()), 0
     slots = [s for s in graph.kept if isinstance(s, _Slot) and s.generator is generator]
     slot = slots[0] if slots else _Slot(generator)
     if not slots:
@@ -96,8 +103,8 @@ class Source:
 
     def integers(self, shape: Shape, dtype: Any, low: int, high: int) -> Array:
         """Return integers from ``low`` up to but without ``high``."""
-        span = _signed((high - low) % 2**64)
-        return self._filled(_WHOLE, "integers", shape, dtype, _signed(low % 2**64), span)
+        span = signed((high - low) % 2**64)
+        return self._filled(_WHOLE, "integers", shape, dtype, signed(low % 2**64), span)
 
     def integers_of(self, shape: Shape, dtype: Any) -> Array:
         """Return integers from 0 to the largest of ``dtype``, for floats to the last exact one."""
@@ -153,7 +160,7 @@ def dropout(x: Array, p: float, draw: tuple[Any, int, int]) -> Any:
     out, scale = cupy.empty(x.shape, x.dtype), 1 / (1 - p) if p < 1 else 0.0
     if x.size:
         arguments = (x, out, x.size, limit, scale, *draw)
-        kernel(_REAL, "dropout", T=kind)((blocks(x),), (256,), arguments)
+        kernel(_REAL, "dropout", T=kind)(*over_elements(x), arguments)
     return out
 
 

@@ -10,10 +10,12 @@ import cupy
 
 from distgrad.backend.cuda import faults
 from distgrad.backend.cuda.module import (
+    LONGEST,
     MOST_BLOCKS,
     contiguous,
     kernel,
     or_none,
+    over_rows,
     sum_type,
     type_name,
 )
@@ -35,15 +37,15 @@ def _shape(x: Array, cut: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[
     rows, count, inner = cut
     if inner > 1:
         return (min(-(-rows * inner // 128), MOST_BLOCKS),), (128,)
-    threads = 32 * max(1, min(-(-count * x.itemsize // (16 * 32 * 4)), 32))
-    each = 4 if threads == 32 else 1
-    return (min(-(-rows // each), MOST_BLOCKS),), (threads, each)
+    return over_rows(rows, count * x.itemsize, 32)
 
 
 def _rows(name: str, dim: int, *arrays: Array) -> Any:
     """Return the result of a kernel that takes arrays of one shape, and gives another."""
     x, kind = arrays[0], type_name(arrays[0].dtype)
     if kind is None or not x.ndim or any(a.dtype != x.dtype for a in arrays):
+        return NotImplemented
+    if x.shape[dim] >= LONGEST:
         return NotImplemented
     taken = [contiguous(a) for a in arrays]
     out, cut = cupy.empty(x.shape, x.dtype), _cut(x, dim)
@@ -76,13 +78,14 @@ def log_softmax_backward(grad: Array, output: Array, dim: int) -> Any:
 _LABELS = {"int64": "long long", "uint8": "unsigned char"}
 
 
-def _types(x: Array, target: Array, weight: Array | None) -> dict[str, str] | None:
-    numbers = type_name(x.dtype)
+def _types(x: Array, target: Array, weight: Array | None, loss: Any) -> dict[str, str] | None:
+    """Return the types of the numbers, of weights, labels, and of losses (``loss``, a dtype)."""
+    numbers, losses = type_name(x.dtype), type_name(loss)
     factors = numbers if weight is None else type_name(weight.dtype)
     labels = _LABELS.get(target.dtype.name)
-    if numbers is None or factors is None or labels is None or not x.size:
+    if numbers is None or factors is None or labels is None or losses is None or not x.size:
         return None
-    return {"T": numbers, "W": factors, "Y": labels}
+    return {"T": numbers, "W": factors, "Y": labels, "L": losses}
 
 
 def _weight_sum(x: Array, weight: Array | None, smoothing: float) -> Any:
@@ -90,13 +93,16 @@ def _weight_sum(x: Array, weight: Array | None, smoothing: float) -> Any:
 
 
 def cross_entropy(
-    x: Array, target: Array, weight: Array | None, reduction: str, ignore: int, smoothing: float
-) -> Any:
+    x: Array, target: Array, weight: Array | None, reduction: str, ignore: int, smoothing: float,
+    dtype: Any = None,
+) -> Any:  # fmt: skip
     """Return the loss and what backward needs: the rows' weights, sums and maxima, and the total.
 
-    A label that is no class makes the loss nan, and an error when the host reads a number.
+    The loss is in ``dtype``, or in that of the logits.  A label that is no class makes it nan, and
+    an error when the host reads a number.
     """
-    types = _types(x, target, weight)
+    dtype = dtype or x.dtype
+    types = _types(x, target, weight, dtype)
     if types is None:
         return NotImplemented
     x, target = contiguous(x), contiguous(target)
@@ -108,32 +114,33 @@ def cross_entropy(
          shifts, faults.place_for(), *cut, ignore, float(smoothing)),
     )  # fmt: skip
     whole = reduction != "none"
-    loss, total = cupy.empty((), x.dtype), cupy.empty((), kind)
+    loss, total = cupy.empty((), dtype), cupy.empty((), kind)
     kernel(_FILE, "finish_cross_entropy", **types)(
         (1,), (1024,),
-        (losses, row_weights, loss if whole else 0, total, target.size, reduction == "mean"),
+        (losses, row_weights, loss if whole else 0, total, target.size, int(reduction == "mean")),
     )  # fmt: skip
     if not whole:
-        loss = losses.reshape(target.shape).astype(x.dtype, copy=False)
+        loss = losses.reshape(target.shape).astype(dtype, copy=False)
     return loss, cupy.empty(0, target.dtype), row_weights, sums, shifts, total
 
 
 def d_cross_entropy(
     g: Array, input: Array, target: Array, weight: Array | None, labels: Array,
     row_weights: Array, sums: Array, shift: Array, total: Array, reduction: str,
-    ignore_index: int, label_smoothing: float,
+    ignore_index: int, label_smoothing: float, input_spare: bool = False,
 ) -> Any:  # fmt: skip
-    """Return the gradient of the logits."""
-    types = _types(input, target, weight)
-    if types is None or g.dtype != input.dtype or not (row_weights.size and shift.size):
+    """Return the gradient of the logits, in their place where nobody else has them."""
+    types = _types(input, target, weight, g.dtype)
+    if types is None or not (row_weights.size and shift.size):
         return NotImplemented
     g, x, target = (contiguous(a) for a in (g, input, target))
-    out, cut = cupy.empty(x.shape, x.dtype), _cut(x, int(x.ndim > 1))
+    in_place = input_spare or x is not input  # or a copy made here
+    out, cut = x if in_place else cupy.empty(x.shape, x.dtype), _cut(x, int(x.ndim > 1))
     kernel(_FILE, "d_cross_entropy", **types)(
         *_shape(x, cut),
         (g, x, target, or_none(weight), _weight_sum(x, weight, label_smoothing), row_weights, sums,
          shift, total if reduction == "mean" else 0, out, *cut, ignore_index,
-         float(label_smoothing), reduction == "none"),
+         float(label_smoothing), int(reduction == "none")),
     )  # fmt: skip
     return out
 

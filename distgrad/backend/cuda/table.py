@@ -9,6 +9,7 @@ from distgrad.backend.cuda import (
     activation,
     attention,
     batch,
+    compress,
     conv,
     embed,
     gemm,
@@ -17,6 +18,7 @@ from distgrad.backend.cuda import (
     pool,
     random,
     softmax,
+    window,
 )
 
 __all__ = ["KERNELS"]
@@ -25,6 +27,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     **activation.KERNELS,
     **attention.KERNELS,
     **batch.KERNELS,
+    **compress.KERNELS,
     **conv.KERNELS,
     **embed.KERNELS,
     **gemm.KERNELS,
@@ -33,4 +36,5 @@ KERNELS: dict[str, Callable[..., Any]] = {
     **pool.KERNELS,
     **random.KERNELS,
     **softmax.KERNELS,
+    **window.KERNELS,
 }

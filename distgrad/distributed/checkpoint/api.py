@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -80,7 +81,7 @@ def save(
     """
     target = _target("save", checkpoint_id, storage_writer)
     save_once(state_dict, target, _group(process_group, no_dist))
-    with Checkpoint(target) as found:
+    with closing(Checkpoint(target)) as found:
         return found.index
 
 

@@ -22,7 +22,6 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from distgrad.errors import CheckpointError
 
@@ -253,19 +252,6 @@ class Folder:
             if handle >= 0:
                 os.close(handle)
         self._lock = self._handle = -1
-
-    def __enter__(self) -> Folder:
-        """Return the folder."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let go of it."""
-        self.close()
 
 
 def check_name(name: str) -> None:

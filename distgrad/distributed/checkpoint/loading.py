@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -126,19 +125,6 @@ class Checkpoint:
             file.close()
         self._files.clear()
         self._folder.close()
-
-    def __enter__(self) -> Checkpoint:
-        """Return the checkpoint."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        self.close()
 
 
 S = TypeVar("S", bound="Source")

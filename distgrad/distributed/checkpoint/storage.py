@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class FileSystemReader:
 
     def read_metadata(self) -> Index:
         """Return the index: what is in the checkpoint, and where."""
-        with Checkpoint(self.path) as found:
+        with closing(Checkpoint(self.path)) as found:
             return found.index
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def verify(path: Path) -> None:
     """
 
     def check() -> None:
-        with source(path) as found:
+        with closing(source(path)) as found:
             found.verify()
 
     together(local_group(), f"load({path})", check)

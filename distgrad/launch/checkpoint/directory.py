@@ -119,7 +119,7 @@ def _seen(path: Path) -> Known:
     """Return what is known of a checkpoint that another program wrote."""
     step, serial = int(path.name[5:]), None
     try:
-        with source(path) as found:
+        with contextlib.closing(source(path)) as found:
             if isinstance(found, FirstFormat):
                 return Known(-1, step, math.inf, True)
             serial = found.index.serial

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -114,19 +113,6 @@ class FirstFormat:
     def close(self) -> None:
         """Close the directory."""
         self._folder.close()
-
-    def __enter__(self) -> FirstFormat:
-        """Return the checkpoint."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        self.close()
 
 
 def _optimizer(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ keys), and ``run(config, context)``, which returns its final metrics.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,19 +79,19 @@ def load(name: str) -> Job:
     return cast("Job", module)
 
 
-def turns(parts: int, rank: int, size: int) -> Iterator[tuple[int, bool]]:
+def turns(parts: Sequence[int], rank: int, size: int) -> Iterator[tuple[int, bool]]:
     """Give the parts that a rank computes one after the other, and whether each counts.
 
     All ranks get as many, for they may need each other to compute; one for which no part is left
     repeats the last part.
 
     Example:
-        >>> list(turns(3, 1, 2))
+        >>> list(turns(range(3), 1, 2))
         [(1, True), (2, False)]
     """
-    for first in range(0, parts, size):
-        part = first + rank
-        yield min(part, parts - 1), part < parts
+    for first in range(0, len(parts), size):
+        place = first + rank
+        yield parts[min(place, len(parts) - 1)], place < len(parts)
 
 
 def micro_batches(global_batch: int, micro_batch: int, world_size: int) -> list[list[slice]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from distgrad import nn
 from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError, MissingExtra
-from distgrad.launch.jobs import Context, turns
+from distgrad.launch.jobs import Context
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
 from distgrad.ops.random import manual_seed
@@ -80,20 +80,24 @@ class DigitsTask:
         """Return the summed cross-entropy and the number of scans."""
         return F.cross_entropy(output, target, reduction="sum"), len(target)
 
-    def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
-        """Return loss, hits and count of this rank's share of the held-out scans."""
-        cuts = range(EVALUATED, len(self.held_out[1]), EVALUATED)
-        parts = list(zip(*(np.split(part, cuts) for part in self.held_out), strict=True))
-        sums = np.zeros((len(parts), 3))
-        for i, counts in turns(len(parts), rank, size):
-            x, y = self._tensors(*parts[i])
-            output = self.model(x)
-            hits = (output.argmax(1) == y).sum().item()
-            if counts:
-                sums[i] = self.loss(output, y)[0].item(), hits, len(y)
-        return sums, lambda s: {
-            "val_loss": float(s[0] / s[2]),
-            "val_accuracy": float(s[1] / s[2]),
+    @property
+    def parts(self) -> int:
+        """How many parts the held-out scans are cut into."""
+        return max(1, -(-len(self.held_out[1]) // EVALUATED))
+
+    def score(self, part: int) -> tuple[float, float, int]:
+        """Return loss, hits and count of a part."""
+        rows = slice(part * EVALUATED, (part + 1) * EVALUATED)
+        x, y = self._tensors(*(array[rows] for array in self.held_out))
+        output = self.model(x)
+        hits = (output.argmax(1) == y).sum().item()
+        return self.loss(output, y)[0].item(), hits, len(y)
+
+    def metrics(self, total: Sequence[float]) -> dict[str, float]:
+        """Return the mean loss, and how many of the scans are recognised."""
+        return {
+            "val_loss": float(total[0] / total[2]),
+            "val_accuracy": float(total[1] / total[2]),
         }
 
     def finish(self, say: Callable[[str], None]) -> None:

@@ -62,8 +62,6 @@ def is_loss(error: BaseException) -> bool:
 
 def _why_not(trainer: Trainer) -> str:
     """Return why a lost rank cannot be survived in place; empty if it can."""
-    if trainer.config.zero == 3:
-        return "with --zero 3 nobody else has the parameters of a lost rank"
     if any(p.is_cuda for p in trainer.task.model.parameters()):
         return "shrinking in place is for CPUs: NCCL would wait for a lost rank"
     return why_not_shrinkable(trainer.group)
@@ -97,6 +95,8 @@ class Survival:
         optimizer = self.trainer.optimizer
         if isinstance(optimizer, ZeroRedundancyOptimizer):
             optimizer.prepare()
+        if self.trainer.spare is not None:
+            self.trainer.spare.prepare()
         self.trainer.group.channel("control").all_reduce(sums)
 
     def recover(self) -> None:
@@ -138,8 +138,9 @@ class Survival:
         trainer.step = trainer.trained
         self._agree_on_the_rest(places, newest.trained)
         trainer.regroup(group)
-        named = list(trainer.task.model.named_parameters())
-        check_values(group, named, f"after step {trainer.trained}")
+        if trainer.spare is None:  # which has compared what there was twice
+            named = list(trainer.task.model.named_parameters())
+            check_values(group, named, f"after step {trainer.trained}")
 
     def _agree_on_the_rest(self, places: list[Place], trained: int) -> None:
         """Repeat what all ranks do together unless all have done it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from distgrad import nn
 from distgrad.autograd.mode import no_grad
 from distgrad.backend.device import to_device
 from distgrad.errors import ConfigError
-from distgrad.launch.jobs import Context, textdata, turns
+from distgrad.launch.jobs import Context, textdata
 from distgrad.launch.jobs.training import Trainer, TrainingConfig, choose_device
 from distgrad.nn import functional as F
 from distgrad.nn.modules.pairs import activated
@@ -35,6 +35,7 @@ class TextGPTConfig(TrainingConfig):
 
 
 DEFAULTS = TextGPTConfig()
+EVALUATED = 32  # windows in one forward, or fewer
 
 
 class Block(nn.Module):
@@ -105,6 +106,8 @@ class TextTask:
         self.device = choose_device(config.device, context.group)
         self.corpus = textdata.load(config.data, config.context)
         self.baselines = textdata.baselines(self.corpus)
+        starts = np.arange(0, len(self.corpus.held_out) - config.context, config.context)
+        self._held_out = np.array_split(starts, -(-len(starts) // EVALUATED))
         manual_seed(config.seed)
         self.model = GPT(
             len(self.corpus.vocabulary), config.context, config.width, config.layers, config.heads
@@ -136,20 +139,20 @@ class TextTask:
         flat = output.view(-1, output.shape[-1])
         return F.cross_entropy(flat, target.view(-1), reduction="sum"), target.numel()
 
-    def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
-        """Return the summed loss over this rank's windows of the held-out tail."""
-        tail, window = self.corpus.held_out, self.config.context
-        starts = np.arange(0, len(tail) - window, window)
-        parts = np.array_split(starts, -(-len(starts) // 32))
-        sums = np.zeros((len(parts), 2))
-        for i, counts in turns(len(parts), rank, size):
-            loss, count = self.loss(*self._pair(self._windows(tail, parts[i])))
-            if counts:
-                sums[i] = loss.item(), count
-        return sums, lambda total: {"val_loss": float(total[0] / total[1])}
+    @property
+    def parts(self) -> int:
+        """How many parts the held-out tail is cut into."""
+        return len(self._held_out)
 
-    def _pair(self, xy: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.model(xy[0]), xy[1]
+    def score(self, part: int) -> tuple[float, int]:
+        """Return the summed loss over a part's windows, and the number of characters."""
+        x, y = self._windows(self.corpus.held_out, self._held_out[part])
+        loss, count = self.loss(self.model(x), y)
+        return loss.item(), count
+
+    def metrics(self, total: Sequence[float]) -> dict[str, float]:
+        """Return the mean loss."""
+        return {"val_loss": float(total[0] / total[1])}
 
     def finish(self, say: Callable[[str], None]) -> None:
         """Let the model write."""

@@ -28,7 +28,7 @@ from distgrad.distributed.reducer import WAIT, Reducer
 from distgrad.errors import CheckpointError, ConfigError, DeviceError, RankLost
 from distgrad.launch import checkpoint, plot
 from distgrad.launch.checkpoint import Checkpoints, Resumed
-from distgrad.launch.jobs import Context, Preempted, micro_batches
+from distgrad.launch.jobs import Context, Preempted, micro_batches, turns
 from distgrad.launch.jobs.survival import is_loss, survival_of
 from distgrad.launch.rundir import Metrics, read_metrics, write_text
 from distgrad.launch.supervise import pulse
@@ -39,6 +39,7 @@ from distgrad.nn.parallel.distributed import DistributedDataParallel
 from distgrad.nn.parallel.fsdp.conductor import Conductor
 from distgrad.nn.parallel.fsdp.fully_shard import fully_shard, summon_full_params
 from distgrad.nn.parallel.fsdp.module import conductor_of
+from distgrad.nn.parallel.fsdp.spare import SpareParts
 from distgrad.nn.utils import clip_grad_norm_
 from distgrad.ops.random import set_rng_state
 from distgrad.optim.zero import ZeroRedundancyOptimizer
@@ -89,12 +90,15 @@ class Task(Protocol):
     def loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, int]:
         """Return the summed loss and how many units it is a sum over."""
 
-    def evaluate(self, rank: int, size: int) -> tuple[np.ndarray[Any, Any], Callable[..., Any]]:
-        """Return a row of sums for each part of the held-out data, and what makes metrics of all.
+    @property
+    def parts(self) -> int:
+        """How many parts the held-out data is cut into, for every number of ranks the same."""
 
-        The parts are the same for every number of ranks; rows of other ranks' parts are 0. All
-        ranks call the model as often.
-        """
+    def score(self, part: int) -> Sequence[float]:
+        """Return the sums over a part of the held-out data that metrics are made of."""
+
+    def metrics(self, total: Sequence[float]) -> dict[str, float]:
+        """Return the metrics of all parts, from the totals of their sums."""
 
     def finish(self, say: Callable[[str], None]) -> None:
         """Show what the trained model can do."""
@@ -133,6 +137,8 @@ class Trainer:
         self.params = list(task.model.parameters())
         self.survival = survival_of(self)
         self.optimizer = _optimizer(self.params, config, redundant=self.survival is not None)
+        parts = config.zero == 3 and self.survival is not None
+        self.spare = SpareParts(self.parallel, self.optimizer) if parts else None
         self.schedule = optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.metrics = Metrics(context.rundir.metrics if group.rank == 0 else None)
         self.checkpoints = Checkpoints(
@@ -149,6 +155,7 @@ class Trainer:
             "write": self._write, "save": self._save_if_due,
         }  # fmt: skip
         self.left: list[str] = []  # of these, since the last update
+        self.scores: dict[int, Sequence[float]] = {}  # of parts of the held-out data, since then
         self.saved = 0  # the step of the last checkpoint that was begun
         self.owed = False  # it was lost with the rank that wrote it
         self.trace = Trace(group.rank)
@@ -200,6 +207,8 @@ class Trainer:
         self.checkpoints.tidy()
         if context.resume_from is not None:
             self._resume(context.resume_from)
+        if self.spare is not None:
+            self.spare.refresh()
         self._announce()
         self.steps = min(config.steps, self.step + 1) if context.dry_run else config.steps
         began = time.perf_counter()
@@ -237,17 +246,23 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.trained = self.step
+        self.scores = {}
 
     def regroup(self, group: ProcessGroup) -> None:
         """Share the work out anew among the ranks that are left."""
         config, task = self.config, self.task
         task.model.train()
         self.shares = micro_batches(config.global_batch, config.micro_batch, group.size)
-        self.parallel.rebuild(group, self.trained)
-        self.reducer = self.parallel.reducer
+        if self.spare is not None:
+            self.spare.rebuild(group, self.trained)
+        else:
+            self.parallel.rebuild(group, self.trained)
+            self.reducer = self.parallel.reducer
         if isinstance(self.optimizer, ZeroRedundancyOptimizer):
             self.optimizer.rebuild(group)
         self.turns = self._turns()
+        for scores in group.all_gather_object(self.scores):
+            self.scores |= scores
         self.checkpoints.regroup(group)
         place = self.checkpoints.directory.path(self.saved)
         self.owed = group.broadcast_object(self.saved > 0 and not place.is_dir())
@@ -311,11 +326,28 @@ class Trainer:
         pulse.at(self.step, "evaluation")
         self.task.model.eval()
         with no_grad(), self._span("evaluate"):
-            sums, finish = self.task.evaluate(self.group.rank, self.group.size)
+            self._score()
         self.task.model.train()
-        self.group.all_reduce(sums)
-        self.row |= finish([math.fsum(column) for column in sums.T])
+        rows = [self.scores[part] for part in range(self.task.parts)]
+        self.row |= self.task.metrics([math.fsum(column) for column in zip(*rows, strict=True)])
         self.best = min(self.best, self.row[self.task.metric])
+
+    def _score(self) -> None:
+        """Compute the parts that nobody has computed yet, and tell each other."""
+        group, count = self.group, self.task.parts
+        missing = [part for part in range(count) if part not in self.scores]
+        if not missing:
+            return
+        mine = {}
+        for part, counts in turns(missing, group.rank, group.size):
+            row = self.task.score(part)
+            if counts:
+                mine[part] = self.scores[part] = row
+        sums = np.zeros((count, len(row)))
+        for part, row in mine.items():
+            sums[part] = row
+        group.all_reduce(sums)
+        self.scores |= {part: sums[part] for part in missing}
 
     def _tell(self) -> None:
         """Say what evaluation has found, if it is time."""

@@ -50,6 +50,7 @@ class Child:
         with suppress(OSError):
             data = os.pread(self._errors.fileno(), 1 << 20, self._shown)
             self._shown += len(data)
+            data = data.replace(b"\0", b"")  # PRRTE ends its notices with one
             while data:
                 data = data[os.write(2, data) :]
 

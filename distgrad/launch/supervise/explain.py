@@ -25,6 +25,9 @@ _START_FAILURES = (
     (r"ORTE does not know how to route|failed to report back|unable to (?:start|contact)",
      "Open MPI's daemons do not reach each other; look for a firewall, and for several networks "
      "between the hosts (PRTE_MCA_prte_if_include)"),
+    (r"PRTE has lost communication with a remote daemon",
+     "a daemon of Open MPI ended on another host before the ranks began, or its network did; is "
+     "the same MPI installed there, and is there room in its TMPDIR?"),
     (r"unable to connect to server",
      "the daemons of MPICH do not reach the host that starts the job; let hosts connect to any of "
      "its ports"),
@@ -83,7 +86,7 @@ def why_not_started(said: str, status: int, refused: Sequence[str]) -> str:
     if "the command ended" not in ssh:
         name = re.search(r"(?:hostname|connect to host|Permission denied.*@)\s*(\S+)", said)
         return ssh.replace("host :", f"host {name[1].rstrip(':')}:" if name else "a host:", 1)
-    last = [line.strip() for line in said.splitlines() if line.strip(" =|-\t")]
+    last = [line.strip() for line in said.splitlines() if re.search(r"\w", line)]
     tail = f"; the last it said: {last[-1]}" if last else ""
     return f"mpirun ended with status {status} before the ranks had begun{tail}"
 

@@ -5,7 +5,8 @@ It is outside of MPI, so whatever happens to the ranks does not happen to it.  `
 
 Note [Signals]: the first TERM, INT or USR1 is passed on to every rank over the connection of its
 heartbeat, because Open MPI's mpirun ends its ranks a quarter of a second after it gets a TERM.  The
-ranks save the same step and end with status 75.  The second one ends everything at once.
+ranks save the same step and end with status 75.  One that insists (`signals.Requests`) ends
+everything at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from distgrad.launch import blas, rundir, spawn
 from distgrad.launch.rundir import RunDir
+from distgrad.launch.signals import SIGNALS, Requests, told
 from distgrad.launch.supervise import hosts
 from distgrad.launch.supervise.attempt import Attempt, Limits
 from distgrad.launch.supervise.child import Child, new_folder, program
@@ -40,9 +42,7 @@ from distgrad.launch.supervise.outcome import (
 )
 from distgrad.launch.supervise.wire import ATTEMPT, JOB, SUPERVISOR, TOKEN
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _OTHER_FILES = 512
-_SAME_S = 1.0  # mpirun, Slurm and a terminal may each pass on the same signal
 _FIRST_HOSTS_S = 10.0  # hosts that are about to come up have so long before the first attempt
 
 
@@ -72,7 +72,8 @@ class Supervisor:
         self.plan = plan
         self.outcomes: list[Outcome] = []
         self._remote = Remote(plan.ssh)
-        self._signals: list[tuple[int, float]] = []
+        self._requests = Requests()
+        self._signals: list[int] = []  # the first, and one that insists
         self._name = secrets.token_hex(6)
 
     def run(self) -> int:
@@ -176,7 +177,7 @@ class Supervisor:
 
     def _watch(self, attempt: Attempt) -> Outcome | None:
         """Return how the attempt ended, or None if a second signal is to end all at once."""
-        told, noted, ranks = 0, False, attempt.size
+        passed_on, noted, ranks = False, False, attempt.size
         while True:
             outcome = attempt.poll()
             if outcome is not None:
@@ -189,17 +190,15 @@ class Supervisor:
                 self._note("shrunk", attempt=len(self.outcomes), ranks=ranks, step=attempt.step())
             if len(self._signals) > 1:
                 return None
-            if self._signals and not told:
-                told = self._signals[0][0]
+            if self._signals and not passed_on:
+                passed_on = True
                 if attempt.running_at is None:
                     return Outcome("stopped", OK, "the ranks had not begun")
-                self._say(
-                    f"{signal.Signals(told).name}: the ranks save and stop; once more ends at once"
-                )
-                attempt.tell_signal(told)
+                self._say(told(self._signals[0], "the ranks save and stop"))
+                attempt.tell_signal(self._signals[0])
 
     def _at_once(self, attempt: Attempt) -> int:
-        number = self._signals[-1][0]
+        number = self._signals[-1]
         return self._end(128 + number, f"{signal.Signals(number).name} again: ended at once")
 
     def _judge(self, attempt: Attempt, outcome: Outcome) -> int | None:
@@ -228,7 +227,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the end
     def _stopped(self, reason: str) -> int:
         """Return the status of a job that a signal has ended without a common last step."""
-        number = self._signals[0][0] if self._signals else signal.SIGTERM
+        number = self._signals[0] if self._signals else signal.SIGTERM
         name, step = signal.Signals(number).name, _step_of(self.plan.run)
         if step:
             return self._end(PREEMPTED, f"stopped by {name} ({reason}); goes on from step {step}")
@@ -260,11 +259,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signals and self._signals[-1][0] == number:
-            if now - self._signals[-1][1] < _SAME_S:
-                return
-        self._signals.append((number, now))
+        if self._requests.ends(number, time.monotonic()) or not self._signals:
+            self._signals.append(number)
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

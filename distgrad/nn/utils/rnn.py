@@ -76,8 +76,11 @@ class PackedSequence(PackedSequence_):
         if data is self.data:
             return self
 
-        def moved(index: Tensor | None) -> Tensor | None:
-            return None if index is None else wrap(to_device(index.array, data.device))
+        flags = [value for value in args if isinstance(value, bool)]
+        beside = kwargs.get("non_blocking", flags[0] if flags else False)
+
+        def moved(index: Any) -> Tensor | None:
+            return None if index is None else index.to(data.device, non_blocking=beside)
 
         indices = moved(self.sorted_indices), moved(self.unsorted_indices)
         return type(self)(data, self.batch_sizes, *indices)
@@ -131,12 +134,17 @@ class PackedSequence(PackedSequence_):
         return self.data.device.type == "cuda"
 
     def is_pinned(self) -> bool:
-        """Return whether the data lie in pinned memory: they never do."""
-        return False
+        """Return whether the data lie in page-locked memory."""
+        return bool(self.data.is_pinned())
 
     def pin_memory(self) -> PackedSequence:
-        """Return the sequences themselves: copies are from pageable memory."""
-        return self
+        """Return the sequences in page-locked memory, with what a GPU gets beside them."""
+
+        def pinned(tensor: Any) -> Any:
+            return None if tensor is None else tensor.pin_memory()
+
+        indices = pinned(self.sorted_indices), pinned(self.unsorted_indices)
+        return type(self)(pinned(self.data), self.batch_sizes, *indices)
 
 
 def _index(values: Array, like: Tensor) -> Tensor:

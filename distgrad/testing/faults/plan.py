@@ -10,6 +10,7 @@ PHASES = (
     "data loading", "forward", "mid-bucket", "before the step", "optimizer", "evaluation",
     "checkpoint write",
 )  # fmt: skip
+PHASES_OF_PARTS = ("gathering", "after the vote")  # beside these, where parameters are in parts
 KINDS = ("exception", "sys.exit(3)", "os._exit(0)", "SIGKILL", "SIGSEGV", "SIGSTOP")
 HOST_KINDS = ("host lost", "link down", "slow link")
 MPIS = ("MPICH", "Open MPI")
@@ -21,12 +22,12 @@ class Fault:
     """One fault.
 
     Args:
-        phase: of a training step, one of `PHASES`.
+        phase: of a training step, one of `PHASES`, or with ``zero`` 3 of `PHASES_OF_PARTS`.
         kind: what happens, one of `KINDS`, "disk full" or one of `HOST_KINDS`.
         victim: "rank 0", "middle", "last", or "host": the last one, with the rank on it.
         mpi: which MPI starts the ranks.
         shrink: whether survivors may go on in place, without a new start.
-        zero: stage in which ranks share out the optimizer.
+        zero: stage in which ranks share out the optimizer, and with 3 the parameters.
     """
 
     phase: str
@@ -51,7 +52,8 @@ class Fault:
 
     def __str__(self) -> str:
         how = "shrinking" if self.shrink else "restarting"
-        return f"{self.kind} of {self.victim} in {self.phase} ({self.mpi}, {how})"
+        stage = f", ZeRO-{self.zero}" if self.zero > 1 else ""
+        return f"{self.kind} of {self.victim} in {self.phase} ({self.mpi}, {how}{stage})"
 
 
 def whole() -> list[Fault]:
@@ -77,6 +79,10 @@ def whole() -> list[Fault]:
         for p, stage in product(PHASES, (1, 2))
         if stage != _stage(p)
     ]
+    faults += [
+        Fault(p, "SIGKILL", v, "Open MPI", shrink=True, zero=3)
+        for p, v in product((*PHASES, *PHASES_OF_PARTS), victims)
+    ]
     return faults + hosts()
 
 
@@ -92,9 +98,11 @@ def hosts() -> list[Fault]:
 
 
 def sample() -> list[Fault]:
-    """Return a few faults for every day: each kind, phase, victim and MPI at least once."""
+    """Return a few faults for every day: each kind, phase and victim; one with parts in place."""
     chosen = []
     for i, phase in enumerate(PHASES):
         kind, victim = KINDS[i % len(KINDS)], ("rank 0", "middle", "last")[i % 3]
         chosen.append(Fault(phase, kind, victim, MPIS[0], zero=_stage(phase)))
-    return [*chosen, Fault(PHASES[-1], "disk full", "rank 0", MPIS[0], zero=1)]
+    chosen.append(Fault(PHASES[-1], "disk full", "rank 0", MPIS[0], zero=1))
+    place = Fault(PHASES_OF_PARTS[0], "SIGKILL", "rank 0", "Open MPI", shrink=True, zero=3)
+    return [*chosen, place]

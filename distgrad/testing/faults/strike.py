@@ -20,10 +20,17 @@ from typing import Any
 from distgrad.distributed import reducer
 from distgrad.launch.jobs import training
 from distgrad.launch.supervise.wire import ATTEMPT
+from distgrad.nn.parallel.fsdp.conductor import Conductor
+from distgrad.nn.parallel.fsdp.unit import Unit
 from distgrad.optim import runs
 from distgrad.testing.faults.plan import Fault
 
-SECOND = {"mid-bucket", "optimizer", "checkpoint write"}  # strike at the second call of a step
+SECOND = {
+    "mid-bucket",
+    "gathering",
+    "optimizer",
+    "checkpoint write",
+}  # strike at the second call of a step
 STEPS = "steps.txt"  # one line per step and start, of rank 0
 STRUCK = "struck.txt"  # when the fault happened
 BALLAST = "ballast"  # what fills the disk
@@ -77,7 +84,7 @@ class Striker:
             ranks = striker.fault.ranks(context.group.size)
             striker.armed = _start() == 0 and context.group.rank in ranks
             for phase, name in (
-                ("data loading", "batch"), ("forward", "loss"), ("evaluation", "evaluate"),
+                ("data loading", "batch"), ("forward", "loss"), ("evaluation", "score"),
             ):  # fmt: skip
                 setattr(task, name, striker.before(phase, getattr(task, name)))
 
@@ -92,6 +99,9 @@ class Striker:
         vars_of.__init__, vars_of._train_step = made, step
         for phase, owner, name in (
             ("mid-bucket", reducer.Reducer, "_launch"),
+            ("mid-bucket", Conductor, "_launch"),
+            ("gathering", Unit, "gather"),
+            ("after the vote", training.Trainer, "update"),
             ("before the step", training, "clip_grad_norm_"),
             ("optimizer", runs.Run, "apply"),
             ("checkpoint write", os, "fsync"),

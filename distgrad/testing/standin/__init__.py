@@ -71,7 +71,7 @@ def installed(
     links.between_processes[:] = [] if folder is None else [folder]
     ledger.__init__()  # type: ignore[misc]
     try:
-        with streams.started(count):
+        with streams.started(count, folder):
             yield ledger
     finally:
         _take_out()

@@ -25,6 +25,7 @@ from distgrad.testing.standin.streams import (
     current_stream,
     here,
     host_knows,
+    machine,
     note,
     refuse_in_capture,
 )
@@ -50,10 +51,10 @@ class ndarray:
     """``cupy.ndarray`` without a GPU."""
 
     __module__ = "cupy"  # by which distgrad.backend.device knows it
-    __slots__ = ("__weakref__", "base", "host", "memory")
+    __slots__ = ("__weakref__", "base", "data", "host")
     base: ndarray | None
+    data: MemoryPointer  # as in CuPy it holds the memory, and views that begin there share it
     host: np.ndarray[Any, Any]
-    memory: Memory
     __array_ufunc__ = None  # NumPy's functions and operators refuse this class
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
@@ -73,10 +74,16 @@ class ndarray:
             count = int(np.prod(shape))
             whole = _bytes(memptr.ptr, count * kind.itemsize)
             self.host, self.base = whole.view(kind).reshape(shape), None
-            self.memory = memptr.mem
+            self.data = memptr
             return
         self.host, self.base = _pooled(np.empty(shape, dtype, order)), None
-        self.memory = Memory(self.host)
+        self.data = _pointer(Memory(self.host), self.host)
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that the numbers lie in."""
+        found: Memory = self.data.mem
+        return found
 
     def use(self) -> np.ndarray[Any, Any]:
         """Return the numbers for a kernel of the current stream.
@@ -115,7 +122,6 @@ class ndarray:
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))
     flags = property(lambda self: Flags(self.host))
-    data = property(lambda self: MemoryPointer(self.memory, int(self.host.ctypes.data)))
     device = property(lambda self: Device(self.memory.device))
 
     @property
@@ -217,6 +223,7 @@ class ndarray:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         check_operand("__setitem__", value)
+        _note_number("x[array] = number", index, value)
         many = isinstance(value, ndarray) and value.size > 1
         host, found, numbers = (
             self.use(), read_index(self, index, stores=True, many=many), bare(value)
@@ -226,6 +233,7 @@ class ndarray:
     def scatter_add(self, slices: Any, value: Any) -> None:
         """Add at indices; places named twice get both."""
         check_operand("scatter_add", value)
+        _note_number("scatter_add(array, number)", slices, value)
         if self.dtype.char not in "iefdIQL":
             ledger.refuse(f"scatter_add does not support {self.dtype}")
         host, found, numbers = self.use(), read_index(self, slices, stores=False), bare(value)
@@ -289,19 +297,44 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def done(compute: Callable[[], Any], give: Callable[[Any], R] = _as_it_is) -> R:
+def done(
+    compute: Callable[[], Any], give: Callable[[Any], R] = _as_it_is, *, kernel: bool | None = None
+) -> R:
     """Return what ``give`` makes of ``compute()``; a capture repeats that at each launch.
 
     Args:
         compute: works on arrays of the host only.
         give: makes arrays of the device of what it returned.
+        kernel: whether to note a kernel of CuPy's; None finds out whether there is new memory, or
+            nothing is returned, so something was written.
     """
     with np.errstate(all="ignore"):
         result = compute()
+    pieces = machine.pieces
     out = give(result)
+    if kernel is None:
+        kernel = result is None or machine.pieces > pieces
+    if kernel:
+        _note_kernel(compute)
     if capturing() is not None:
         note(repetition(compute, out))
     return out
+
+
+def _note_kernel(compute: Callable[[], Any]) -> None:
+    """Note a kernel by the name of the function that computes it, or in which that is written."""
+    name = compute.__name__
+    if name == "<lambda>":
+        name = compute.__qualname__.partition(".<locals>")[0].rpartition(".")[2]
+    if not name.startswith("empty"):
+        ledger.kernels.append(name)
+
+
+def _note_number(what: str, index: Any, value: Any) -> None:
+    """Note that CuPy makes an array of a number that it stores at indices."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not isinstance(value, ndarray) and any(isinstance(part, ndarray) for part in parts):
+        upload(what)
 
 
 def upload(what: str) -> None:
@@ -325,16 +358,21 @@ def placed(host: Any, sources: Sequence[ndarray] = (), *, row_major: bool = Fals
             return source
         if isinstance(host, np.ndarray) and host.size and np.may_share_memory(host, source.host):
             out.base = source if source.base is None else source.base
-            out.memory = source.memory
+            same = host.ctypes.data == source.data.ptr
+            out.data = source.data if same else _pointer(source.memory, host)
             break
     out.host = np.asarray(host, order="C" if row_major and out.base is None else None)
     if out.base is None:
         out.host = _pooled(out.host)
         for source in sources:
             source.use()
-        out.memory = Memory(out.host)
+        out.data = _pointer(Memory(out.host), out.host)
         out.memory.use()
     return out
+
+
+def _pointer(memory: Memory, host: np.ndarray[Any, Any]) -> MemoryPointer:
+    return MemoryPointer(memory, int(host.ctypes.data))
 
 
 def _pooled(host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -323,16 +323,18 @@ class pygraph:
         """Return the bytes that a candidate needs."""
         return [131, 1 << 30, 0][index]
 
-    def serialize(self) -> bytes:
+    def serialize(self) -> list[int]:
         """Return what `deserialize` knows this graph by in this process; nothing by default."""
         if stored is None:
-            return b""
+            return []
         stored.append(self)
-        return f"stand-in {len(stored) - 1}".encode()
+        return list(f"stand-in {len(stored) - 1}".encode())
 
-    def deserialize(self, handle: Handle, data: bytes) -> None:
+    def deserialize(self, handle: Handle, data: list[int]) -> None:
         """Become a graph that was serialized."""
-        word, number = data.decode().split()
+        if type(data) is not list:  # pybind11 makes no vector of bytes
+            ledger.refuse(f"cudnn: Unable to cast {type(data).__name__} to C++ type", RuntimeError)
+        word, number = bytes(data).decode().split()
         if word != "stand-in" or stored is None:
             raise RuntimeError("unknown format")
         vars(self).update(vars(stored[int(number)]))
@@ -361,7 +363,7 @@ class pygraph:
         if set(pack) != {t.uid for t in named}:
             ledger.refuse(f"cudnn: run on {sorted(pack)}, not {[t.uid for t in named]}", ValueError)
         memory = [(t, t.at(pack[t.uid], stream)) for t in named]
-        done(lambda: self._compute(memory))
+        done(lambda: self._compute(memory), kernel=False)
         ledger.launches.append("cudnn")
 
     def _compute(self, memory: list[tuple[Tensor, np.ndarray[Any, Any]]]) -> None:

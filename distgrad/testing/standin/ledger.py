@@ -33,6 +33,7 @@ class Ledger:
         self.contexts: set[int] = set()  # devices on which a thread has made memory, or looked
         self.trace: list[str] = []  # copies and collectives on streams, in the order of their calls
         self.launches: list[str] = []  # kernels in CUDA C++, by name
+        self.kernels: list[str] = []  # kernels of CuPy's own, by the function that launches one
         self.products: list[str] = []  # matrix products by cuBLAS: the names of their epilogues
         self.latency = 2  # looks at an event before its work is seen done
         self.replays = 0  # launches of graphs

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.backend import numpy_backend
-from distgrad.testing.standin import captures, cublaslt, cudnn, emulator, nccl, streams
+from distgrad.testing.standin import between, captures, cublaslt, cudnn, emulator, nccl, streams
 from distgrad.testing.standin.array import (
     _BLAS,
     SCALARS,
@@ -46,6 +46,7 @@ _SYNCS = frozenset({
     "argwhere", "array2string", "array_repr", "array_str", "bincount", "compress", "delete",
     "extract", "flatnonzero", "histogram", "ix_", "nonzero", "trim_zeros", "unique",
 })  # fmt: skip
+_JOINS = frozenset({"concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"})
 _NUMBERS_ON_DEVICE = frozenset({"allclose", "array_equal", "array_equiv", "count_nonzero"})
 
 
@@ -72,6 +73,8 @@ def _function(name: str, parameters: str | None, native: Function) -> Function:
             ledger.sync(f"{name}()")
         if name in _BLAS or name.startswith("linalg."):
             refuse_cublas(name, *args)
+        if name in _JOINS:
+            _note_addresses(name, first)
         operands, keywords = bare(args), {k: bare(v) for k, v in options.items()}
 
         def compute() -> Any:
@@ -83,6 +86,13 @@ def _function(name: str, parameters: str | None, native: Function) -> Function:
 
     call.__name__ = name.rpartition(".")[2]
     return call
+
+
+def _note_addresses(name: str, arrays: Any) -> None:
+    """Note that CuPy copies the addresses of many small arrays of one type to the device."""
+    kinds = {a.dtype for a in arrays}
+    if len(arrays) > 8 and len(kinds) == 1 and sum(a.nbytes for a in arrays) < len(arrays) << 21:
+        upload(f"{name}() of {len(arrays)} arrays, whose addresses it copies")
 
 
 def _check_first(name: str, parameter: str, value: Any) -> None:
@@ -292,20 +302,23 @@ def make_modules(
         "getDeviceCount": count, "CUDARuntimeError": CUDARuntimeError,
         "getDevice": lambda: streams.here.device, "hostRegister": streams.host_register,
         "hostUnregister": streams.host_unregister, "getDeviceProperties": _properties,
-        "ipcGetMemHandle": streams.ipc_get_mem_handle, "ipcOpenMemHandle": streams.ipc_open,
-        "ipcGetEventHandle": streams.ipc_get_event_handle, "ipcOpenEventHandle": streams.ipc_open,
-        "ipcCloseMemHandle": lambda devPtr: None, "eventDestroy": lambda event: None,
+        "ipcGetMemHandle": between.ipc_get_mem_handle,
+        "ipcOpenMemHandle": between.ipc_open_mem_handle,
+        "ipcCloseMemHandle": between.ipc_close_mem_handle,
+        "ipcGetEventHandle": between.ipc_get_event_handle,
+        "ipcOpenEventHandle": between.ipc_open_event_handle,
+        "eventDestroy": between.event_destroy,
         "memGetInfo": lambda: ((1 << 30) - streams.machine.pool.used_bytes(), 1 << 30),
-        "streamWaitEvent": streams.stream_wait_event,
+        "streamWaitEvent": between.stream_wait_event,
         "deviceCanAccessPeer": lambda device, peerDevice: int(device == peerDevice),
     })  # fmt: skip
     cuda = _module("cupy.cuda", {
         "runtime": runtime, "Device": streams.Device, "Stream": streams.Stream,
         "Event": streams.Event, "get_current_stream": streams.current_stream,
         "Graph": captures.Graph, "MemoryPool": streams.MemoryPool,
-        "using_allocator": streams.using_allocator, "Memory": streams.RawMemory,
+        "using_allocator": streams.using_allocator, "Memory": between.RawMemory,
         "MemoryHook": streams.MemoryHook, "set_allocator": streams.set_allocator,
-        "UnownedMemory": streams.UnownedMemory, "MemoryPointer": streams.pointer,
+        "UnownedMemory": between.UnownedMemory, "MemoryPointer": between.pointer,
         "alloc_pinned_memory": streams.alloc_pinned_memory,
     })  # fmt: skip
     tricks = _module("cupy.lib.stride_tricks", {"as_strided": as_strided})

@@ -21,6 +21,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class _Here(threading.local):
 class _Machine:
     """All streams, and what the host knows to be done."""
 
-    def __init__(self, devices: int = 1) -> None:
+    def __init__(self, devices: int = 1, folder: Path | None = None) -> None:
         self.devices = devices
         self.nulls: dict[int, Stream] = {}
         self.streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -121,7 +122,9 @@ class _Machine:
         self.events: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
         self.pool = MemoryPool()  # the default one
         self.pool.private = False
-        self.numbered = 0
+        self.pieces = 0  # of memory that were ever taken
+        self.folder = folder  # where processes meet
+        self.numbered = os.getpid() << 24 if folder else 0  # streams of all processes differ
 
     def number(self) -> int:
         self.numbered += 1
@@ -133,10 +136,10 @@ machine = _Machine()
 
 
 @contextmanager
-def started(devices: int) -> Iterator[None]:
-    """Have another machine in the block, with so many devices."""
+def started(devices: int, folder: Path | None = None) -> Iterator[None]:
+    """Have another machine in the block, with so many devices, and a folder to share memory in."""
     before = dict(vars(machine)), dict(vars(here))
-    vars(machine).update(vars(_Machine(devices)))
+    vars(machine).update(vars(_Machine(devices, folder)))
     vars(here).update(device=0, streams={}, pool=None, captures=[], hooks=[])
     try:
         yield
@@ -332,6 +335,8 @@ class Event:
         self.clock, self._looks = Clock(), 0
         self.capture: Capture | None = None
         self.device_id, self.interprocess = here.device, interprocess
+        self.told: Callable[[Clock], None] | None = None  # for other processes: see `between`
+        self.source: Path | None = None
         self.ptr = machine.number() << 8
         machine.events[self.ptr] = self
 
@@ -344,6 +349,8 @@ class Event:
                     "cudaErrorInvalidResourceHandle: invalid resource handle"
                 )  # an event belongs to the device it was made on
             self.clock, self._looks, self.capture = stream.clock(), 0, stream.capture
+            if self.told is not None:
+                self.told(self.clock)
 
     @property
     def done(self) -> bool:
@@ -454,6 +461,7 @@ class Memory:
             capture.inside.add(self)
         with LOCK:
             machine.memories.add(self)
+            machine.pieces += 1
         if machine.allocator is not None and here.pool is None:
             machine.allocator(self.nbytes)
         for hook in here.hooks if self.pool is not NO_POOL else ():
@@ -496,87 +504,6 @@ class Memory:
             hook.free_preprocess(
                 device_id=self.device, mem_size=self.nbytes, mem_ptr=self.begin, pmem_id=id(self)
             )
-
-
-class RawMemory(Memory):
-    """What ``cupy.cuda.Memory`` takes from the driver; other ranks may read it at the same time."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(np.full(size, 0xA5, np.uint8))
-        self.pool, self.readers = NO_POOL, dict[int, int]()
-
-    ptr = property(lambda self: self.begin)
-    size = property(lambda self: self.nbytes)
-
-    def _ordered(self, stream: Stream) -> bool:
-        return super()._ordered(stream) and all(map(stream.knows, list(self.readers.items())))
-
-
-class UnownedMemory:
-    """Memory of the device at an address; of a `RawMemory` it is only read."""
-
-    def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
-        found = memory_at(ptr, size)
-        self.begin, self.nbytes = ptr, size
-        self.raw = found if isinstance(found, RawMemory) else None
-        self.memory = self if self.raw is not None else found
-        self.device = found.device if device_id < 0 else device_id
-
-    def use(self, stream: Stream | None = None) -> None:
-        """Note that a piece of work reads it."""
-        with LOCK:
-            stream, raw = current_stream() if stream is None else stream, self.raw
-            assert raw is not None
-            stream.work()
-            if not stream.knows(raw.used):
-                ledger.hazard(
-                    f"{stream} reads {self.nbytes} bytes that stream {raw.used} is writing; wait "
-                    "for its event"
-                )
-            raw.readers[stream.number] = stream.sequence
-
-
-def pointer(mem: Any, offset: int) -> MemoryPointer:
-    """Return ``MemoryPointer(mem, offset)`` as CuPy makes it."""
-    return MemoryPointer(getattr(mem, "memory", mem), mem.begin + offset)
-
-
-# ---------------------------------------------------------------------- between ranks of a host
-def _handle(number: int) -> bytes:
-    """Return a handle of memory or of an event; it says whose it is."""
-    return number.to_bytes(56, "little") + os.getpid().to_bytes(8, "little")
-
-
-def ipc_get_mem_handle(devPtr: int) -> bytes:
-    """Return what another process opens."""
-    if not any(isinstance(m, RawMemory) and m.begin == devPtr for m in list(machine.memories)):
-        raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
-    return _handle(devPtr)
-
-
-def ipc_get_event_handle(event: int) -> bytes:
-    """Return what another process opens."""
-    if not machine.events[event].interprocess:
-        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
-    return _handle(event)
-
-
-def ipc_open(handle: bytes, flags: int = 1) -> int:
-    """Return the address, or the event, of a handle; here threads stand for processes.
-
-    Raises:
-        CUDARuntimeError: the handle is of another process, whose memory this stand-in has not.
-    """
-    if int.from_bytes(handle[56:], "little") != os.getpid():
-        raise CUDARuntimeError("cudaErrorMapBufferObjectFailed: mapping of buffer object failed")
-    return int.from_bytes(handle[:56], "little")
-
-
-def stream_wait_event(stream: int, event: int, flags: int = 0) -> None:
-    """Let later work of a stream wait for an event."""
-    with LOCK:
-        waiting = next(s for s in list(machine.streams) if s.ptr == stream)
-        waiting.wait_event(machine.events[event])
 
 
 def use_all(memories: Iterable[Memory], stream: Stream | None = None) -> None:
@@ -659,7 +586,7 @@ class MemoryPointer:
                 return
             numbers = source.copy()
             into[...] = 0xA5  # until it arrives
-            arrive = _arrival(into, numbers)
+            arrive = _Arrival(into, numbers)
             machine.pending.append((stream.number, stream.sequence, arrive))
 
     def copy_from_host_async(self, mem: Any, size: int, stream: Stream | None = None) -> None:
@@ -672,6 +599,7 @@ class MemoryPointer:
             self.mem.use(stream)
             ledger.trace.append(f"from host {size} on {stream.ptr}")
             _note_copy(_address(mem), stream)
+            _arrive_before(source, stream)
             _bytes(self.ptr, size)[...] = source
             if stream.capture is not None:
                 note(_copying(_bytes(self.ptr, size), source), stream)
@@ -712,11 +640,27 @@ def _copying(into: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> Action
     return copy
 
 
-def _arrival(into: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> Callable[[], None]:
-    def arrive() -> None:
-        into[...] = numbers
+class _Arrival:
+    """What a copy to the host does when it is seen to be over."""
 
-    return arrive
+    __slots__ = ("into", "numbers")
+
+    def __init__(self, into: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> None:
+        self.into, self.numbers = into, numbers
+
+    def __call__(self) -> None:
+        self.into[...] = self.numbers
+
+
+def _arrive_before(source: np.ndarray[Any, Any], stream: Stream) -> None:
+    """Let copies to memory of the host arrive that a stream, which reads there, comes behind."""
+    clock = stream.clock()
+    for pending in list(machine.pending):
+        number, sequence, arrive = pending
+        into = arrive.into if isinstance(arrive, _Arrival) else source[:0]
+        if clock.get(number, 0) >= sequence and np.may_share_memory(into, source):
+            machine.pending.remove(pending)
+            arrive()
 
 
 def _sameness(memory: np.ndarray[Any, Any], before: np.ndarray[Any, Any]) -> Callable[[], None]:
@@ -743,6 +687,7 @@ class PinnedMemory(bytearray):
 def alloc_pinned_memory(size: int) -> PinnedMemory:
     """Return pinned memory of the host; what is freed during a copy is reported."""
     made = PinnedMemory(size)
+    ledger.contexts.add(here.device)
     address = np.frombuffer(made, np.uint8).ctypes.data
     _pin(address, size)
     weakref.finalize(made, _freed, address, size, machine.pinned)
@@ -767,7 +712,7 @@ def zeros_pinned(shape: Any, dtype: Any = float, order: Any = "C") -> np.ndarray
 
 def host_register(ptr: int, size: int, flags: int) -> None:
     """Pin memory of the host that is there already."""
-    if any(begin < ptr + size and ptr < end for begin, end in machine.pinned.items()):
+    if any(begin < ptr + size and ptr < end for begin, end in list(machine.pinned.items())):
         raise CUDARuntimeError(
             "cudaErrorHostMemoryAlreadyRegistered: part or all of the requested memory range is "
             "already mapped"
@@ -791,6 +736,7 @@ def _pin(begin: int, nbytes: int) -> None:
 
 def _pageable(name: str, address: int, nbytes: int) -> None:
     """Note that the host waits where its memory is not pinned."""
-    whole = any(b <= address and address + nbytes <= e for b, e in machine.pinned.items())
+    regions = list(machine.pinned.items())  # other threads pin memory meanwhile
+    whole = any(begin <= address and address + nbytes <= end for begin, end in regions)
     if not whole:
         ledger.sync(f"{name} of memory that is not pinned")

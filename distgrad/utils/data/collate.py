@@ -31,13 +31,13 @@ def default_convert(data: Any) -> Any:
     if isinstance(data, Tensor | str | bytes):
         return data
     if isinstance(data, Mapping):
-        return _like_mapping(data, {key: default_convert(value) for key, value in data.items()})
-    if _is_namedtuple(data):
+        return like_mapping(data, {key: default_convert(value) for key, value in data.items()})
+    if is_namedtuple(data):
         return type(data)(*map(default_convert, data))
     if isinstance(data, tuple):
         return [default_convert(value) for value in data]
     if isinstance(data, Sequence):
-        return _like_sequence(data, [default_convert(value) for value in data])
+        return like_sequence(data, [default_convert(value) for value in data])
     return data
 
 
@@ -76,8 +76,8 @@ def collate(batch: Any, *, collate_fn_map: CollateMap | None = None) -> Any:
             key: collate([sample[key] for sample in batch], collate_fn_map=collate_fn_map)
             for key in first
         }
-        return _like_mapping(first, columns)
-    if _is_namedtuple(first):
+        return like_mapping(first, columns)
+    if is_namedtuple(first):
         return type(first)(*_columns(batch, collate_fn_map))
     if isinstance(first, Sequence):
         if any(len(sample) != len(first) for sample in batch):
@@ -86,7 +86,7 @@ def collate(batch: Any, *, collate_fn_map: CollateMap | None = None) -> Any:
                 "samples, or give the loader a collate_fn"
             )
         columns_list = _columns(batch, collate_fn_map)
-        return columns_list if isinstance(first, tuple) else _like_sequence(first, columns_list)
+        return columns_list if isinstance(first, tuple) else like_sequence(first, columns_list)
     raise _not_collatable(type(first))
 
 
@@ -101,11 +101,12 @@ def _columns(batch: Iterable[Any], collate_fn_map: CollateMap | None) -> list[An
     return [collate(column, collate_fn_map=collate_fn_map) for column in zip(*batch, strict=False)]
 
 
-def _is_namedtuple(value: Any) -> bool:
+def is_namedtuple(value: Any) -> bool:
+    """Return whether ``value`` is a tuple with names."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _like_mapping(kind: Any, content: dict[Any, Any]) -> Any:
+def like_mapping(kind: Any, content: dict[Any, Any]) -> Any:
     """Return ``content`` as a mapping of the class of ``kind``; a dict, where that cannot be."""
     with contextlib.suppress(TypeError):
         if not isinstance(kind, MutableMapping):
@@ -116,7 +117,7 @@ def _like_mapping(kind: Any, content: dict[Any, Any]) -> Any:
     return content
 
 
-def _like_sequence(kind: Any, content: list[Any]) -> Any:
+def like_sequence(kind: Any, content: list[Any]) -> Any:
     """Return ``content`` as a sequence of the class of ``kind``; a list, where that cannot be."""
     with contextlib.suppress(TypeError):
         if not isinstance(kind, MutableSequence):

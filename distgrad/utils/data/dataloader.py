@@ -41,7 +41,8 @@ class DataLoader(Generic[T_co]):
         batch_sampler: gives lists of indices, instead of the four arguments before.
         num_workers: how many workers fetch batches ahead; 0 fetches them when they are asked for.
         collate_fn: makes a batch of a list of samples (default: ``default_collate``).
-        pin_memory: give batches in page-locked memory, where there is a GPU.
+        pin_memory: give batches in page-locked memory, where there is a GPU; threads that are
+            workers copy them there, else the program does when it takes a batch.
         drop_last: leave out a last batch that is not full.
         timeout: seconds to wait for a worker; 0 waits as long as it lives.
         worker_init_fn: called with its number in each worker when it starts.
@@ -50,7 +51,7 @@ class DataLoader(Generic[T_co]):
         generator: where the order and the workers' seeds come from.
         prefetch_factor: batches that each worker fetches ahead (default: 2).
         persistent_workers: keep the workers for the next pass.
-        pin_memory_device: accepted and unneeded: the current GPU is used.
+        pin_memory_device: accepted with a warning: the current GPU is used.
         in_order: False gives batches as they are done.
 
     Differs from PyTorch: workers are threads by default, which share memory with the program and

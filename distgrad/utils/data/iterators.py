@@ -6,9 +6,10 @@ import queue
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distgrad.backend.device import is_cuda_available
+from distgrad.backend.device import current_gpu, is_cuda_available
 from distgrad.config import switch
 from distgrad.errors import DistgradError
 from distgrad.utils.data.crew import Crew, at_end_of, context_of, start_processes, start_threads
@@ -46,6 +47,12 @@ class _Pass:
         self._num_yielded = 0
         self._pins = loader.pin_memory and is_cuda_available()
         self._indices: Iterator[Any] = iter(loader._index_sampler)
+        if loader.pin_memory and loader.pin_memory_device:
+            warnings.warn(
+                "pin_memory_device is deprecated, the current accelerator will be used as the "
+                f"device, ignore pin_memory_device={loader.pin_memory_device!r}.",
+                stacklevel=4,
+            )
         if loader.pin_memory and not self._pins:
             warnings.warn(
                 "'pin_memory' argument is set as true but no accelerator is found, then device "
@@ -101,6 +108,8 @@ class WorkersPass(_Pass):
         context, kind = loader.multiprocessing_context, switch("loader_workers")
         if context is None and kind != "threads":
             context = context_of(kind, count)
+        if self._pins and context is None:  # threads do it, beside the program
+            self._pins, job = False, replace(job, pins_for=current_gpu())
         self._crew: Crew = start_threads(job) if context is None else start_processes(job, context)
         self._shutdown = at_end_of(self, self._crew)
         self._begin()

@@ -8,6 +8,7 @@ from typing import Any
 from distgrad.backend.device import CPU, is_on
 from distgrad.ops.sharing import pin_memory as pinned
 from distgrad.tensor import Tensor
+from distgrad.utils.data.collate import is_namedtuple, like_mapping, like_sequence
 
 
 def pin_memory(data: Any) -> Any:
@@ -17,12 +18,14 @@ def pin_memory(data: Any) -> Any:
     """
     if isinstance(data, Tensor):
         return pinned(data) if is_on(data.array, CPU) else data
+    if hasattr(data, "pin_memory"):
+        return data.pin_memory()
     if isinstance(data, str | bytes):
         return data
     if isinstance(data, Mapping):
-        return type(data)({key: pin_memory(value) for key, value in data.items()})  # type: ignore[call-arg]
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return like_mapping(data, {key: pin_memory(value) for key, value in data.items()})
+    if is_namedtuple(data):
         return type(data)(*map(pin_memory, data))
     if isinstance(data, Sequence):
-        return type(data)([pin_memory(value) for value in data])  # type: ignore[call-arg]
-    return data.pin_memory() if hasattr(data, "pin_memory") else data
+        return like_sequence(data, [pin_memory(value) for value in data])
+    return data

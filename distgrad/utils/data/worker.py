@@ -13,8 +13,11 @@ from typing import Any, NoReturn
 
 import numpy
 
+from distgrad.backend.device import bind_gpu
+from distgrad.backend.device import device as Device
 from distgrad.backend.random import Generator, default_generator, use_generator
 from distgrad.utils.data.fetch import DatasetKind, Fetcher, Recipe, fetcher
+from distgrad.utils.data.pin import pin_memory
 
 
 @dataclass
@@ -104,6 +107,7 @@ class Job:
     num_workers: int
     base_seed: int
     init_fn: Callable[[int], Any] | None
+    pins_for: Device | None = None  # the GPU beside which threads put batches in pinned memory
 
 
 def work_in_thread(
@@ -114,6 +118,8 @@ def work_in_thread(
     Tensors' random numbers are those of a process with this worker's seed.  Python's and NumPy's
     global generators belong to the whole program and are not seeded.
     """
+    if job.pins_for is not None:
+        bind_gpu(job.pins_for)  # or pinning would start another one
     dataset = copy.copy(job.recipe.dataset)
     info = WorkerInfo(number, job.num_workers, job.base_seed + number, dataset)
     _here.info = info
@@ -162,6 +168,7 @@ def _work(
             try:
                 fetch = fetch or fetcher(recipe)
                 answer = _fetched(fetch, indices, recipe.kind)
+                answer = answer if job.pins_for is None else pin_memory(answer)
             except BaseException as error:
                 answer = Failure.of(error, where)
         give((place, info.id, answer))

@@ -129,6 +129,16 @@ __device__ __forceinline__ void load(const T* from, A* to) {
   }
 }
 
+// Stores a word whole: a plain copy of a structure may become a store for each of its members.
+template <class Step>
+__device__ __forceinline__ void put(Step* to, Step word) {
+  *to = word;
+}
+#ifndef EMULATED
+__device__ __forceinline__ void put(uint2* to, uint2 word) { __stwb(to, word); }
+__device__ __forceinline__ void put(uint4* to, uint4 word) { __stwb(to, word); }
+#endif
+
 template <int N, class T, class A>
 __device__ __forceinline__ void store(T* to, const A* from) {
   const int BYTES = N * sizeof(T), STEP = BYTES < 16 ? BYTES : 16;
@@ -140,7 +150,7 @@ __device__ __forceinline__ void store(T* to, const A* from) {
     T* numbers = (T*)&word;
 #pragma unroll
     for (int i = 0; i < EACH; i++) numbers[i] = (T)from[k * EACH + i];
-    ((Step*)to)[k] = word;
+    put((Step*)to + k, word);
   }
 }
 

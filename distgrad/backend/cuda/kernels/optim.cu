@@ -1,12 +1,13 @@
 // Optimizers, norms and scales of gradients: one launch for many arrays, whose addresses are in a
 // table that is given by value.  What changes from step to step is read from the device.
 #include "common.cuh"
+#include "exact.cuh"
 
 typedef T_TYPE T;
 typedef Wide<T>::type A;
 
 const int MOST = 48;      // arrays of a launch; parameters of a kernel take 4 KiB at most
-const int PLACES = 6;     // parameter, gradient, three of state, a copy in 16 bits
+const int PLACES = 5;     // parameter, gradient, three of state
 const int CHUNK = 8192;   // elements of a block
 const int NUMBERS = 8;
 
@@ -21,26 +22,16 @@ struct Hyper {
   double lr, decay, a, b, eps, c, d, e;
 };
 
-enum Flag { MAXIMIZE = 1, DECOUPLED = 2, NESTEROV = 4, FIRST = 8, COPY_BF16 = 16, COPY_HALF = 32 };
+enum Flag { MAXIMIZE = 1, DECOUPLED = 2, NESTEROV = 4, FIRST = 8 };
 enum Rule { SGD, ADAM, ADAMAX, ADAGRAD, ADADELTA, RMSPROP, RADAM };
 
-// ---------------------------------------------------------------- arithmetic without fused products
+// ---------------------------------------------------------------- arithmetic
 // The rules in optim/rules.py round each result, and so do these: the same bits.
-__device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
-__device__ __forceinline__ double mul(double a, double b) { return __dmul_rn(a, b); }
-__device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
-__device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
-__device__ __forceinline__ float over(float a, float b) { return __fdiv_rn(a, b); }
-__device__ __forceinline__ double over(double a, double b) { return __ddiv_rn(a, b); }
-__device__ __forceinline__ float root(float a) { return __fsqrt_rn(a); }
-__device__ __forceinline__ double root(double a) { return __dsqrt_rn(a); }
-__device__ __forceinline__ float size(float a) { return fabsf(a); }
-__device__ __forceinline__ double size(double a) { return fabs(a); }
 // NumPy's maximum hands nan on, CUDA's does not.
-__device__ __forceinline__ A larger(A a, A b) { return a != a || a > b ? a : b; }
+__device__ __forceinline__ A larger(A a, A b) { return a != a ? a : b != b ? b : most(a, b); }
 
 __device__ __forceinline__ A average(A mean, A value, A rest) {
-  return add(mean, mul(add(value, -mean), rest));
+  return add(mean, mul(minus(value, mean), rest));
 }
 __device__ __forceinline__ A average_square(A mean, A value, A kept, A rest) {
   return add(mul(mean, kept), mul(mul(value, value), rest));
@@ -52,12 +43,12 @@ struct Sgd {
   static __device__ __forceinline__ void step(
       const A* x, long long flags, bool kept, A& p, A g, A& s, A& t, A& u) {
     if (!kept) {
-      p = add(p, -mul(g, x[0]));
+      p = minus(p, mul(g, x[0]));
       return;
     }
     s = flags & FIRST ? g : add(mul(s, x[1]), mul(g, x[2]));
     A way = flags & NESTEROV ? add(mul(s, x[1]), g) : s;
-    p = add(p, -mul(way, x[0]));
+    p = minus(p, mul(way, x[0]));
   }
 };
 
@@ -69,7 +60,7 @@ struct Adam {
     A v = t;
     if (kept) v = u = larger(u, t);
     A scale = add(mul(root(v), x[3]), x[4]);
-    p = add(p, -mul(over(s, scale), x[5]));
+    p = minus(p, mul(over(s, scale), x[5]));
   }
 };
 
@@ -78,7 +69,7 @@ struct Adamax {
       const A* x, long long flags, bool kept, A& p, A g, A& s, A& t, A& u) {
     s = average(s, g, x[0]);
     t = larger(mul(t, x[1]), add(size(g), x[2]));
-    p = add(p, -mul(over(s, t), x[3]));
+    p = minus(p, mul(over(s, t), x[3]));
   }
 };
 
@@ -86,7 +77,7 @@ struct Adagrad {
   static __device__ __forceinline__ void step(
       const A* x, long long flags, bool kept, A& p, A g, A& s, A& t, A& u) {
     s = add(s, mul(g, g));
-    p = add(p, -mul(over(g, add(root(s), x[0])), x[1]));
+    p = minus(p, mul(over(g, add(root(s), x[0])), x[1]));
   }
 };
 
@@ -96,7 +87,7 @@ struct Adadelta {
     s = average_square(s, g, x[0], x[1]);
     A delta = mul(over(root(add(t, x[2])), root(add(s, x[2]))), g);
     t = average_square(t, delta, x[0], x[1]);
-    p = add(p, -mul(delta, x[3]));
+    p = minus(p, mul(delta, x[3]));
   }
 };
 
@@ -107,11 +98,11 @@ struct Rmsprop {
     A v = s;
     if (kept) {
       u = average(u, g, x[1]);
-      v = add(s, -mul(u, u));
+      v = minus(s, mul(u, u));
     }
     A d = over(g, add(root(v), x[2]));
     if (x[4] > (A)0) d = t = add(mul(t, x[4]), d);
-    p = add(p, -mul(d, x[3]));
+    p = minus(p, mul(d, x[3]));
   }
 };
 
@@ -121,7 +112,7 @@ struct Radam {
     s = average(s, g, x[0]);
     t = average_square(t, g, x[1], x[2]);
     A d = x[5] != (A)0 ? over(s, add(root(t), x[3])) : s;
-    p = add(p, -mul(d, x[4]));
+    p = minus(p, mul(d, x[4]));
   }
 };
 
@@ -186,18 +177,13 @@ __device__ __forceinline__ void part(const Table& table, int places, F f) {
   for (long long i = wide + threadIdx.x; i < to; i += blockDim.x) f(Width<1>(), k, i);
 }
 
-template <int N, class W>
-__device__ __forceinline__ void narrow(W* to, const A* from) {
-  for (int j = 0; j < N; j++) to[j] = (W)(float)from[j];
-}
-
 template <class F>
 __device__ __forceinline__ void update(
     const Table& table, const double* c, const float* found, long long flags, int keeps) {
   if (found && *found != 0) return;
   A penalty = (A)c[0], shrink = (A)c[1], x[6];
   for (int j = 0; j < 6; j++) x[j] = (A)c[2 + j];
-  part(table, 5, [&](auto width, int k, long long i) {
+  part(table, PLACES, [&](auto width, int k, long long i) {
     const int N = decltype(width)::value;
     T* const* at = table.places[k];
     A p[N], g[N], s[3][N];
@@ -207,7 +193,7 @@ __device__ __forceinline__ void update(
       if (at[2 + j]) load<N>(at[2 + j] + i, s[j]);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      A d = flags & MAXIMIZE ? -g[j] : g[j];
+      A d = flags & MAXIMIZE ? negative(g[j]) : g[j];
       if (penalty != (A)0) d = add(mul(p[j], penalty), d);
       if (shrink != (A)1) p[j] = mul(p[j], shrink);
       F::step(x, flags, at[2 + keeps] != 0, p[j], d, s[0][j], s[1][j], s[2][j]);
@@ -215,8 +201,6 @@ __device__ __forceinline__ void update(
     store<N>(at[0] + i, p);
     for (int j = 0; j < 3; j++)
       if (at[2 + j]) store<N>(at[2 + j] + i, s[j]);
-    if (flags & COPY_BF16) narrow<N>((bf16*)at[5] + i, p);
-    if (flags & COPY_HALF) narrow<N>((half*)at[5] + i, p);
   });
 }
 

@@ -145,6 +145,13 @@ KERNEL(256) bernoulli_of(const T* chances, bool* out, long long n, DRAW) {
   });
 }
 
+// One of the words, whose number is not known to the compiler: they stay in registers.
+__device__ __forceinline__ unsigned word_of(const Words& words, int number) {
+  const unsigned low = number & 1 ? words.at[1] : words.at[0];
+  const unsigned high = number & 1 ? words.at[3] : words.at[2];
+  return number & 2 ? high : low;
+}
+
 // x / (1 − p) with probability 1 − p, else 0: number i is kept if word i is at least `limit`.
 // Forward and backward are the same.
 KERNEL(256) dropout(const T* x, T* y, long long n, long long limit, double scale, DRAW) {
@@ -157,7 +164,7 @@ KERNEL(256) dropout(const T* x, T* y, long long n, long long limit, double scale
       Words words = WORDS((i + k) / 4);
 #pragma unroll
       for (int j = 0; j < 4 && k + j < N; j++) {
-        const unsigned word = words.at[N < 4 ? (i + j) % 4 : j];
+        const unsigned word = N < 4 ? word_of(words, (int)(i + j) & 3) : words.at[j];
         a[k + j] = word >= limit ? a[k + j] * (A)scale : (A)0;
       }
     }

@@ -141,6 +141,7 @@ KERNEL(1024) log_softmax_backward(const T* g, const T* y, T* dx, long long outer
 #ifdef Y_TYPE
 typedef Y_TYPE Y;  // class numbers
 typedef W_TYPE W;  // weights of classes
+typedef L_TYPE L;  // losses
 
 // For each row its loss, its weight, the sum of exponentials and what was subtracted before.
 KERNEL(1024) cross_entropy(const T* x, const Y* labels, const W* weight, const A* weight_sum,
@@ -184,7 +185,7 @@ KERNEL(1024) cross_entropy(const T* x, const Y* labels, const W* weight, const A
 }
 
 // The sum of the losses, or their mean; and what they were divided by.  One block.
-KERNEL(1024) finish_cross_entropy(const A* losses, const A* row_weights, T* loss, A* total,
+KERNEL(1024) finish_cross_entropy(const A* losses, const A* row_weights, L* loss, A* total,
                                   long long rows, long long mean) {
   __shared__ A room[32];
   A sum = 0, weights = 0;
@@ -196,12 +197,12 @@ KERNEL(1024) finish_cross_entropy(const A* losses, const A* row_weights, T* loss
   weights = block_sum(weights, room);
   if (threadIdx.x) return;
   *total = weights;
-  if (loss) *loss = (T)(mean ? sum / weights : sum);
+  if (loss) *loss = (L)(mean ? sum / weights : sum);
 }
 
 // (p·Σq − q)·g for each row, q the target distribution times the weights.
 // `g`: one number, or one for each row; `total`: 0, or what the losses were divided by.
-KERNEL(1024) d_cross_entropy(const T* g, const T* x, const Y* labels, const W* weight,
+KERNEL(1024) d_cross_entropy(const L* g, const T* x, const Y* labels, const W* weight,
                              const A* weight_sum, const A* row_weights, const A* sums,
                              const A* shifts, const A* total, T* dx, long long outer,
                              long long count, long long inner, long long ignored, double smoothing,

@@ -7,6 +7,7 @@ from distgrad.nn.parallel.fsdp.fully_shard import (
 )
 from distgrad.nn.parallel.fsdp.module import FSDPModule, UnshardHandle
 from distgrad.nn.parallel.fsdp.policy import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
+from distgrad.nn.parallel.fsdp.spare import SpareParts
 from distgrad.nn.parallel.fsdp.wrapper import (
     FullyShardedDataParallel,
     ModuleWrapPolicy,
@@ -22,6 +23,7 @@ __all__ = [
     "ModuleWrapPolicy",
     "OffloadPolicy",
     "ShardingStrategy",
+    "SpareParts",
     "UnshardHandle",
     "fully_shard",
     "register_fsdp_forward_method",

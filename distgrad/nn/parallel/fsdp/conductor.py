@@ -78,10 +78,8 @@ class Conductor:
         self, units: Sequence[Unit], group: ProcessGroup, reduction: str, shards: int | None
     ) -> None:
         """Take memory and hook the gradients."""
-        self.units, self.group, self.reduction = list(units), group, reduction
+        self.units, self.reduction = list(units), reduction
         self.shards = group.size if shards is None else shards
-        _check(group, reduction, self.shards, self.units)
-        self.channel = group.channel("buckets")
         self.enabled = True  # gradients are reduced
         self.count = 0  # samples of this turn
         self.explicit_count = False  # the user counts
@@ -90,8 +88,6 @@ class Conductor:
         self.waited_s = 0.0  # stood still for communication: exposed, in seconds
         self.timeline: list[Span] | None = None  # set to a list to record
         self.last_backward = True  # the next backward drops units and waits
-        words = f"{reduction}, {self.shards} shards; {'; '.join(u.describe() for u in units)}"
-        check_same(group, "groups of fully_shard", words)
         self._order = list(reversed(self.units))  # of launches
         self._came: list[int] = []  # whose gradients were complete, in the first reduction
         self._path: list[Unit] = []  # the forward before
@@ -102,15 +98,42 @@ class Conductor:
         self._total = 0  # samples of the turns before
         firsts = accumulate([len(unit.wholes) for unit in units], initial=0)
         self._first = {id(unit): first for unit, first in zip(units, firsts, strict=False)}
-        params = sum(len(unit.wholes) for unit in units)
-        self._number = next_number(self.channel)
-        self._tail = Tail(np.dtype(np.float64), group.size, params)
-        self._end = np.zeros(self._tail.length)
-        self._take_memory()
-        self._next_step()
+        self._connect(group)
         for unit in units:
             for whole in unit.wholes:
                 post_hook(whole, self._hook)
+
+    def _connect(self, group: ProcessGroup) -> None:
+        """Compare the units, and take memory that these ranks see."""
+        units = self.units
+        _check(group, self.reduction, self.shards, units)
+        self.group, self.channel = group, group.channel("buckets")
+        words = f"{self.reduction}, {self.shards} shards; {'; '.join(u.describe() for u in units)}"
+        check_same(group, "groups of fully_shard", words)
+        self._number = next_number(self.channel)
+        self._tail = Tail(np.dtype(np.float64), group.size, sum(len(unit.wholes) for unit in units))
+        self._end = np.zeros(self._tail.length)
+        self._take_memory()
+        self._next_step()
+
+    def rebuild(self, group: ProcessGroup, reductions: int | None) -> None:
+        """Conduct the units on other ranks, to which they have moved.
+
+        Args:
+            group: the ranks.
+            reductions: how many count as done; default is the least number of all ranks.
+
+        Ranks: all of ``group``.
+        """
+        done = np.array([self.reductions if reductions is None else reductions])
+        group.all_reduce(done, "min")
+        self.reductions = int(done[0])
+        order = group.broadcast_object([self.units.index(unit) for unit in self._order])
+        self._order, self._came = [self.units[i] for i in order], []
+        self._path, self._trail, self._ended = [], [], []
+        self._count_anew()
+        self._reset()
+        self._connect(group)
 
     # ------------------------------------------------------------------ memory
     def _take_memory(self) -> None:

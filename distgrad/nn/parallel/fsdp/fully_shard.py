@@ -137,8 +137,9 @@ def summon_full_params(module: Module, writeback: bool = True) -> Iterator[None]
     for unit in units:
         unit.drop()
         unit.start(unit.local.dtype)
-    for unit in units:
+    for unit in units:  # a lost rank may keep some from coming
         unit.gather()
+    for unit in units:
         unit.held += 1
     for part in modules:
         part._fsdp.summoned += 1

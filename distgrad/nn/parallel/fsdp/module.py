@@ -307,7 +307,7 @@ def conductor_of(module: FSDPModule) -> Conductor:
         other.conductor = conductor
     settings.stream = Stream(group)
     _broadcast_buffers(module, group)
-    _bind_batch_norms(module, conductor)
+    bind_batch_norms(module, conductor)
     return conductor
 
 
@@ -332,7 +332,7 @@ def _broadcast_buffers(module: Module, group: ProcessGroup) -> None:
         array[...] = to_device(host, device_of(array))
 
 
-def _bind_batch_norms(module: Module, conductor: Conductor) -> None:
+def bind_batch_norms(module: Module, conductor: Conductor) -> None:
     """Let batch norms over all ranks know how much this one weighs."""
     synced = [m for m in module.modules() if isinstance(m, SyncBatchNorm)]
     if synced and conductor.shards > conductor.group.size:

@@ -106,10 +106,7 @@ class Unit:
             f"{n} {p.array.dtype}{list(p.array.shape)}" for n, p in zip(names, params, strict=True)
         )
         check_same(group, f"parameters of fully_shard({name})", kinds)
-        self.spread = Spread(params, names, group)
-        self.channel = group.channel("buckets")
-        self.progress = _progress_of(self.channel) if group.size > 1 else None
-        self.number = next_number(self.channel)
+        self._connect(Spread(params, names, group))
         self.dtype = params[0].array.dtype if dtype is None else dtype
         self.wire_dtype = self.dtype if wire_dtype is None else wire_dtype
         self.values: Array | None = None  # flat, while the unit is gathered
@@ -120,15 +117,23 @@ class Unit:
         self._job: Work | None = None
         self._host: Any = None  # where the values arrive
         self._versions: list[int] = []
-        self._cut()
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """Set what others change: `FSDPModule` says when to drop, the conductor where it is."""
+        # `FSDPModule` says when to drop.
         self.drops_after_forward: bool | None = None  # None: unless it is the outermost
         self.drops_after_backward = True
         self.prefetch_forward: list[Unit] = []
         self.prefetch_backward: list[Unit] = []
+        self._cut()
+        self._prepare()
+
+    def _connect(self, spread: Spread) -> None:
+        """Belong to the ranks of ``spread``."""
+        spread.enter()
+        self.spread, self.channel = spread, spread.group.channel("buckets")
+        self.progress = _progress_of(self.channel) if spread.group.size > 1 else None
+        self.number = next_number(self.channel)
+
+    def _prepare(self) -> None:
+        """Set what the conductor changes."""
         self.ready: set[int] = set()
         self.launched = False
         self.reduction: Work | None = None
@@ -146,14 +151,36 @@ class Unit:
         flat = xp.concatenate([p.array.reshape(-1) for p in spread.params])
         host = to_device(flat, CPU)
         spread.group.broadcast(host)
-        length = spread.mine.stop - spread.mine.start
-        self.local, self.grad = xp.empty(length, array.dtype), xp.zeros(length, array.dtype)
+        self._lay_out(xp.empty(spread.mine.stop - spread.mine.start, array.dtype))
         self.local[...] = to_device(host[spread.mine], device_of(array))
-        for place, part in enumerate(spread.params):
-            where = spread.local(place)
+
+    def _lay_out(self, local: Array) -> None:
+        """Let the parts be views of ``local``, this rank's elements, without gradients."""
+        self.local, self.grad = local, array_namespace(local).zeros(local.size, local.dtype)
+        for place, part in enumerate(self.spread.params):
+            where = self.spread.local(place)
             part.array = self.local[where]
             part.grad = None
             part._grad_buffer = wrap(self.grad[where])
+
+    def move(self, spread: Spread, local: Array) -> None:
+        """Have another part, as other ranks cut the parameters; what was under way is dropped.
+
+        Args:
+            spread: the same parameters over these ranks.
+            local: this rank's elements.
+        """
+        if self.progress is not None:
+            self.progress.close()
+        self.values = self._job = self._host = None
+        for whole in self.wholes:
+            whole.__dict__["view"] = whole._grad = None
+        self._register(self.spread.params)
+        self._connect(spread)
+        self._lay_out(local)
+        self._prepare()
+        for part in spread.params:
+            shared_of(part).bump()
 
     def describe(self) -> str:
         """Return the unit for messages: name, size, first and last parameter."""

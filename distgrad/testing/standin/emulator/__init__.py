@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.testing.standin.array import ndarray
+from distgrad.testing.standin.between import SharedMemory, UnownedMemory
 from distgrad.testing.standin.ledger import ledger
 from distgrad.testing.standin.streams import CUDARuntimeError, memories_at, memory_at, note
 
@@ -102,7 +103,7 @@ class RawKernel:
             return ctypes.c_void_p(value)
         if letter == "S" and isinstance(value, np.ndarray) and value.size == 1:
             return _structure(value)
-        if letter == "q" and kind in (int, bool, np.int64):
+        if letter == "q" and kind in (int, np.int64):  # of a bool CuPy writes one byte
             return ctypes.c_longlong(value)
         if letter == "d" and kind in (float, np.float64):
             return ctypes.c_double(value)
@@ -110,9 +111,13 @@ class RawKernel:
 
 
 def _structure(value: np.ndarray[Any, Any]) -> Any:
-    """Return a structure given by value; the addresses in it are of memory that is used."""
+    """Return a structure given by value; the addresses in it are of memory that is used.
+
+    Kernels only read what other ranks may read at the same time.
+    """
     for memory in memories_at(value.reshape(-1).view(np.int64).tolist()):
-        memory.use()
+        raw = isinstance(memory, SharedMemory)
+        (UnownedMemory(memory.begin, memory.nbytes, None) if raw else memory).use()
     return (ctypes.c_char * value.nbytes).from_buffer_copy(value.tobytes())
 
 
