@@ -291,14 +291,27 @@ def make_modules(
     devices: int, with_nccl: bool = True, with_nvmath: bool = True, with_cudnn: bool = True
 ) -> dict[str, ModuleType | None]:
     """Return the stand-in's modules by the names they are imported under; None cannot be."""
+    cuda = _cuda(_runtime(devices))
+    top = [_cupy(cuda), _cupyx()]
+    # No attribute of cupy.cuda: CuPy loads NCCL when its module is imported by name.
+    products, cublas = cublaslt.make_modules(with_nvmath)
+    vars(cuda)["device"] = _module("cupy.cuda.device", cublas)
+    apart = [nccl.make_module(with_nccl), *products]
+    if not emulator.compiler():  # nobody to compile the kernels of the package
+        apart.append(_module("distgrad.backend.cuda.table", {"KERNELS": {}}))
+    missing: dict[str, ModuleType | None] = {} if with_nvmath else {"nvmath": None}
+    missing["cudnn"] = cudnn.make_module() if with_cudnn else None
+    return missing | {m.__name__: m for m in [*top, *apart, *_below(top)]}
 
+
+def _runtime(devices: int) -> ModuleType:
     def count() -> int:
         if devices < 0:
             raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is "
                                    "insufficient for CUDA runtime version")  # fmt: skip
         return devices
 
-    runtime = _module("cupy.cuda.runtime", {
+    return _module("cupy.cuda.runtime", {
         "getDeviceCount": count, "CUDARuntimeError": CUDARuntimeError,
         "getDevice": lambda: streams.here.device, "hostRegister": streams.host_register,
         "hostUnregister": streams.host_unregister, "getDeviceProperties": _properties,
@@ -312,7 +325,10 @@ def make_modules(
         "streamWaitEvent": between.stream_wait_event,
         "deviceCanAccessPeer": lambda device, peerDevice: int(device == peerDevice),
     })  # fmt: skip
-    cuda = _module("cupy.cuda", {
+
+
+def _cuda(runtime: ModuleType) -> ModuleType:
+    return _module("cupy.cuda", {
         "runtime": runtime, "Device": streams.Device, "Stream": streams.Stream,
         "Event": streams.Event, "get_current_stream": streams.current_stream,
         "Graph": captures.Graph, "MemoryPool": streams.MemoryPool,
@@ -321,6 +337,9 @@ def make_modules(
         "UnownedMemory": between.UnownedMemory, "MemoryPointer": between.pointer,
         "alloc_pinned_memory": streams.alloc_pinned_memory,
     })  # fmt: skip
+
+
+def _cupy(cuda: ModuleType) -> ModuleType:
     tricks = _module("cupy.lib.stride_tricks", {"as_strided": as_strided})
     linalg = {n: _linalg_function(n, p) for n, p in TABLE["cupy.linalg"].items()}
     fft = {n: _function(f"fft.{n}", p, getattr(np.fft, n)) for n, p in TABLE["cupy.fft"].items()}
@@ -334,30 +353,17 @@ def make_modules(
     }  # fmt: skip
     if emulator.compiler():
         parts |= {"RawModule": emulator.RawModule, "RawKernel": emulator.RawKernel}
+    return _module("cupy", plain | _types() | ufuncs | _OWN | parts)
+
+
+def _cupyx() -> ModuleType:
     special = {n: _special(getattr(numpy_backend, own)) for n, own in _SPECIAL.items()}
-    scipy = _module("cupyx.scipy", {"special": _module("cupyx.scipy.special", special)})
-    top = [
-        _module("cupy", plain | _types() | ufuncs | _OWN | parts),
-        _module(
-            "cupyx",
-            {
-                "errstate": errstate,
-                "scatter_add": _scatter_add,
-                "scipy": scipy,
-                "empty_pinned": streams.empty_pinned,
-                "zeros_pinned": streams.zeros_pinned,
-            },
-        ),
-    ]
-    # No attribute of cupy.cuda: CuPy loads NCCL when its module is imported by name.
-    products, cublas = cublaslt.make_modules(with_nvmath)
-    vars(cuda)["device"] = _module("cupy.cuda.device", cublas)
-    apart = [nccl.make_module(with_nccl), *products]
-    if not emulator.compiler():  # nobody to compile the kernels of the package
-        apart.append(_module("distgrad.backend.cuda.table", {"KERNELS": {}}))
-    missing: dict[str, ModuleType | None] = {} if with_nvmath else {"nvmath": None}
-    missing["cudnn"] = cudnn.make_module() if with_cudnn else None
-    return missing | {m.__name__: m for m in [*top, *apart, *_below(top)]}
+    parts = {
+        "errstate": errstate, "scatter_add": _scatter_add, "empty_pinned": streams.empty_pinned,
+        "zeros_pinned": streams.zeros_pinned,
+        "scipy": _module("cupyx.scipy", {"special": _module("cupyx.scipy.special", special)}),
+    }  # fmt: skip
+    return _module("cupyx", parts)
 
 
 def _below(modules: list[ModuleType]) -> list[ModuleType]:

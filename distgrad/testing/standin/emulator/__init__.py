@@ -33,6 +33,7 @@ _KERNEL = re.compile(r'extern "C"\s+void\s+(\w+)\(')  # after the preprocessor
 _FLAGS = [
     "-std=c++17", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-shared", "-fno-weak",
     "-U_FORTIFY_SOURCE",
+    "-Wl,-Bsymbolic",  # a kernel named compress is not that of zlib, which Python may have loaded
 ]  # fmt: skip
 _MOST_SHARED, _MOST_OPTED = 48 << 10, 227 << 10  # bytes of dynamic shared memory on an H100
 
@@ -144,7 +145,8 @@ def _program(code: str, options: tuple[str, ...]) -> ctypes.PyDLL:
     """Return the library made of CUDA C++; calls keep the GIL, as all kernels share memory."""
     macros = [option for option in options if option.startswith("-D")]
     version = _run_compiler("--version")
-    parts = (code.encode(), _HEADER.read_bytes(), " ".join(macros).encode(), version.encode())
+    words = " ".join([*_FLAGS, *macros]).encode()
+    parts = (code.encode(), _HEADER.read_bytes(), words, version.encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "distgrad"
     library = folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.so"
     if not library.exists():
