@@ -215,10 +215,20 @@ def _mixed_devices(operands: Mapping[str, object]) -> str:
         for place, v in enumerate(many):
             if hasattr(v, "array") and not isinstance(v.array, numpy.generic):  # a plain number
                 arrays[name if value is v else f"{name}[{place}]"] = v.array
-    if len({type(a) for a in arrays.values()}) < 2:
+    gpus = {_gpu_of(a) for a in arrays.values()} - {""}
+    if len({type(a) for a in arrays.values()}) < 2 and len(gpus) < 2:
         return ""
-    each = ", ".join(f"{n} is on {'cpu' if _on_host(a) else 'cuda'}" for n, a in arrays.items())
+    number = "" if len(gpus) < 2 else ":{}"
+    each = ", ".join(
+        f"{n} is on {'cpu' if _on_host(a) else 'cuda' + number.format(_gpu_of(a))}"
+        for n, a in arrays.items()
+    )
     return f"expected all tensors to be on the same device, but {each}; move one with .to(device)"
+
+
+def _gpu_of(array: object) -> str:
+    """Return the number of the GPU that an array is on; nothing for others."""
+    return "" if _on_host(array) else str(getattr(getattr(array, "device", None), "id", ""))
 
 
 def _on_host(array: object) -> bool:

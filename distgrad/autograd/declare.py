@@ -51,6 +51,7 @@ from distgrad.backend.device import (
     cuda_in_use,
     device_of,
     namespace_beside,
+    run_on_gpu,
 )
 from distgrad.backend.dtype import (
     DEFAULT_CACHES,
@@ -306,7 +307,7 @@ def compile_operation(self: Operation, node_name: str, check: Callable[..., None
         "_f32": numpy.dtype("float32"), "_Tensor": Tensor, "_new": object.__new__, "_wrap": wrap,
         "_Node": self.node, "_Slot": Slot, "_mode": mode,
         "_clock": clock, "_tick": clock.tick, "_operand": as_operand,
-        "_direct": direct_of(self), "_forward": self.forward,
+        "_direct": direct_of(self), "_forward": self.forward, "_elsewhere": run_on_gpu,
         "_float_operand": as_float_operand, "_promote": promote_all,
         "_to_float": to_float, "_check_dtypes": check, "_narrow": is_narrow, "_widened": widened,
         "_convert": convert, "_asarray": _asarray,

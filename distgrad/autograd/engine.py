@@ -34,7 +34,7 @@ from distgrad.autograd import saving
 from distgrad.autograd.holders import is_held_once
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Slot, attached
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, several_gpus, working_on
 from distgrad.backend.layout import lie_alike
 from distgrad.errors import ArgumentTypeError, GradError, ShapeError
 from distgrad.tensor import Tensor, clock, wrap
@@ -123,7 +123,8 @@ def run(
     mode.grad, _state.callbacks = create_graph, callbacks
     _state.depth += 1
     try:
-        walk = _state.walk = walks[-1](roots, create_graph, keep_graph, inputs, accumulate)
+        kind = _placed(walks[-1]) if several_gpus() else walks[-1]
+        walk = _state.walk = kind(roots, create_graph, keep_graph, inputs, accumulate)
         walk.run()
         for callback in callbacks if outermost else ():
             callback()
@@ -402,6 +403,49 @@ class _Walk:
         return tensor_functions.to_dtype(g, dtype) if self.create_graph else g.astype(dtype)  # type: ignore[attr-defined]
 
 
+class _OnEveryGpu(_Walk):
+    """A walk that makes the GPU of each gradient the current one; see `working_on`."""
+
+    __slots__ = ()
+
+    def _node(self, node: Any, g: Any) -> None:
+        with working_on(*_arrays_in(g)):
+            super()._node(node, g)
+
+    def _add(self, edge: Edge, new: Any) -> None:
+        with working_on(*_arrays_in(new)):
+            super()._add(edge, new)
+
+    def _slot(self, slot: Slot, g: Any) -> None:
+        with working_on(*_arrays_in(g)):
+            super()._slot(slot, g)
+
+    def _leaf(self, leaf: Tensor) -> None:
+        with working_on(leaf.array):
+            super()._leaf(leaf)
+
+
+def _arrays_in(g: Any) -> list[Any]:
+    parts = g if type(g) is tuple else (g,)
+    return [part.array if isinstance(part, Tensor) else part for part in parts]
+
+
+_PLACED: dict[type[_Walk], type[_Walk]] = {}
+
+
+def is_plain(walk: Any) -> bool:
+    """Return whether nobody looks on, as anomaly mode does."""
+    return type(walk) is _Walk or type(walk) is _PLACED.get(_Walk)
+
+
+def _placed(kind: type[_Walk]) -> type[_Walk]:
+    found = _PLACED.get(kind)
+    if found is None:
+        found = type(f"{kind.__name__}OnEveryGpu", (_OnEveryGpu, kind), {"__slots__": ()})
+        _PLACED[kind] = found
+    return found
+
+
 class CopyBackwards(Node):
     """Stands before a gradient that is kept with its history."""
 
@@ -638,7 +682,8 @@ def _arrays(grads: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _array(g: Any) -> Any:
-    return array_namespace(g).asarray(g)
+    with working_on(g):
+        return array_namespace(g).asarray(g)
 
 
 def zeros_for(likes: Sequence[Any], grads: Sequence[Any], tensors: bool) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from distgrad.autograd.graph import GradientEdge, engine_edge
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, Removable, edge_of, post_hook
 from distgrad.autograd.traced import is_traced, settled
-from distgrad.backend.device import array_namespace, namespace_of
+from distgrad.backend.device import array_namespace, namespace_of, working_on
 from distgrad.backend.device import device as device_of_name
 from distgrad.backend.dtype import default_float, from_numpy
 from distgrad.errors import ArgumentError, ArgumentTypeError, DtypeError, GradError, ShapeError
@@ -279,9 +279,10 @@ def _roots(
 class _EdgeLike:
     """Shape and dtype of what is differentiated, be it a tensor or an edge."""
 
-    __slots__ = ("dtype", "kind", "shape", "xp")
+    __slots__ = ("array", "dtype", "kind", "shape", "xp")
 
     def __init__(self, edge: Any, out: Any) -> None:
+        self.array = out.array if edge is None else edge.array if edge._leaf else None
         if edge is None:
             array = out.array
             self.shape, self.dtype, self.xp = array.shape, array.dtype, array_namespace(array)
@@ -310,7 +311,8 @@ def _root_gradient(name: str, place: int, out: _EdgeLike, g: Any) -> Tensor:
                 f"{name}({out.kind}): grad can be implicitly created only for real scalar "
                 "outputs; give the gradient"
             )
-        return wrap(out.xp.ones(shape, dtype or default_float()))
+        with working_on(out.array):
+            return wrap(out.xp.ones(shape, dtype or default_float()))
     if not isinstance(g, Tensor):
         raise ArgumentTypeError(
             f"{name}({out.kind}): gradients can be either Tensors or None, but got "

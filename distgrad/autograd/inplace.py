@@ -14,7 +14,7 @@ from typing import Any
 from distgrad.autograd.mode import mode
 from distgrad.autograd.node import Node, edge_of, freed
 from distgrad.autograd.saving import switch
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, working_on
 from distgrad.backend.dtype import can_cast
 from distgrad.backend.forms import overwriting
 from distgrad.errors import DtypeError, GradError, ShapeError
@@ -195,7 +195,8 @@ def _keep_old_values(target: Tensor, node: Any) -> None:
 
 def _values_before(target: Tensor) -> Tensor:
     """Return a copy of ``target`` with its place in the graph."""
-    old = wrap(target.array.copy())
+    with working_on(target.array):
+        old = wrap(target.array.copy())
     old._requires, old._node = target._requires, edge_of(target)
     return old
 
@@ -301,7 +302,8 @@ def assign(target: Tensor, result: Tensor, name: str) -> Tensor:
     if type(target.array) is type(result.array) is ndarray:
         target.array[...] = result.array
     else:
-        _store(target, result)
+        with working_on(target.array):
+            _store(target, result)
     shared_of(target).bump()
     if mode.grad and (target._requires or result._requires):
         adopt(target, edge_of(result), result._requires)

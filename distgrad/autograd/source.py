@@ -127,11 +127,13 @@ def _forward(
         for q in (given or p.parameters)
     )
     options = [q.name for q in p.parameters if q.name not in names]
+    all_ = "".join(f"{'*' * (o.kind == 'list')}_a_{o.name}, " for o in p.operands)
     host = f"_direct({args})" if p.direct else f"_forward(_np, {args})"
     return [
         "try:",
         *("    " + line for line in _arrays(p.operands) + _promotion(p)),
-        f"    _d = {host} if type({probe}) is _ndarray else _forward({elsewhere}, {args})",
+        f"    _d = {host} if type({probe}) is _ndarray else "
+        f"_elsewhere(_forward, {elsewhere}, ({all_}), {args})",
         "except Exception as _e:",
         f"    return {answer}({p.name!r}, _e, {_dict(names)}, {_dict(options)})",
     ]

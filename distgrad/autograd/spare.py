@@ -19,7 +19,7 @@ from distgrad.backend import capture
 def spare(node: Any, place: int) -> bool:
     """Return whether the walk of this thread may overwrite what ``node`` saved at ``place``."""
     walk = engine._state.walk
-    if type(walk) is not engine._Walk or walk.keep_graph or node.saved is not node._held:
+    if walk is None or not engine.is_plain(walk) or walk.keep_graph or node.saved is not node._held:
         return False
     recorded = capture.current()
     if recorded is not None and recorded.since > node.clock:

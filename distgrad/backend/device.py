@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from distgrad.backend import numpy_backend
 from distgrad.errors import ArgumentTypeError, DeviceError
 from distgrad.typing import Array, Namespace
 
+F = TypeVar("F", bound=Callable[..., Any])
 _ONLY_NAMES = ("meta", "mps", "xpu")  # PyTorch's, which programs compare with
 _TEXT = re.compile(r"([a-z]+)(?::(0|[1-9][0-9]*))?")
 
@@ -166,6 +168,70 @@ def bind_gpu(d: device) -> None:
 def cuda_in_use() -> bool:
     """Whether a GPU was asked for, so that there may be arrays on it."""
     return _CUDA_COUNT > 0
+
+
+def several_gpus() -> bool:
+    """Whether arrays may be on another GPU than the current one."""
+    return _CUDA_COUNT > 1
+
+
+_ALREADY: AbstractContextManager[object] = nullcontext()
+
+
+def working_on(*arrays: Array | None) -> AbstractContextManager[object]:
+    """Return a block in which the GPU that these arrays are on is the current one.
+
+    CuPy computes on the current GPU, PyTorch on that of the operands.
+
+    Raises:
+        ValueError: they are on several GPUs.
+    """
+    if _CUDA_COUNT < 2:
+        return _ALREADY
+    found = [_innermost(a) for a in arrays if a is not None]
+    places = {int(a.device.id) for a in found if array_namespace(a) is not numpy_backend}
+    if len(places) > 1:
+        raise ValueError(f"operands are on GPUs {sorted(places)}")
+    cuda = cupy_module("working_on()").cuda
+    if not places or cuda.runtime.getDevice() in places:
+        return _ALREADY
+    block: AbstractContextManager[object] = cuda.Device(places.pop())
+    return block
+
+
+def _innermost(array: Array) -> Array:
+    """Return what a traced array describes, else the array itself."""
+    while hasattr(array, "below"):
+        array = array.below.array
+    return array
+
+
+def where_it_is(function: F) -> F:
+    """Let a function of several operations work on the GPU of its first tensor."""
+
+    @functools.wraps(function)
+    def call(tensor: Any, *args: Any, **options: Any) -> Any:
+        if _CUDA_COUNT < 2:
+            return function(tensor, *args, **options)
+        with working_on(getattr(tensor, "array", None)):
+            return function(tensor, *args, **options)
+
+    return cast("F", call)
+
+
+def run_on_gpu(
+    forward: Callable[..., Any],
+    xp: Namespace,
+    arrays: Iterable[Array | None],
+    /,
+    *args: Any,
+    **options: Any,
+) -> Any:
+    """Return what ``forward`` gives for ``arrays``, computed where they are."""
+    if _CUDA_COUNT < 2:
+        return forward(xp, *args, **options)
+    with working_on(*arrays):
+        return forward(xp, *args, **options)
 
 
 def cupy_wheels() -> list[str]:

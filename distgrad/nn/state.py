@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from distgrad.backend.device import device_of, to_device
+from distgrad.backend.device import device_of, to_device, working_on
 from distgrad.errors import ArgumentTypeError, CheckpointError
 from distgrad.nn.parameter import Parameter, is_lazy
 from distgrad.tensor import Tensor, shared_of
@@ -137,7 +137,8 @@ def _load_one(module: Any, name: str, target: Tensor, value: Any, assign: bool) 
             f"{value.shape} from checkpoint, the shape in current model is {target.shape}."
         )
     if not assign:
-        target.array[...] = to_device(array, device_of(target.array))
+        with working_on(target.array):
+            target.array[...] = to_device(array, device_of(target.array))
         shared_of(target).bump()
     elif isinstance(target, Parameter) and not isinstance(value, Parameter):
         setattr(module, name, Parameter(value, requires_grad=target.requires_grad))

@@ -12,7 +12,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.samples import apart, between, case, distinct, real, unary
 from distgrad.autograd.traced import innermost
-from distgrad.backend.device import device_of, namespace_of, to_device
+from distgrad.backend.device import device_of, namespace_of, to_device, where_it_is
 from distgrad.backend.dtype import float64
 from distgrad.backend.forms import device_form
 from distgrad.backend.random import current_generator
@@ -279,6 +279,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 
 @inplace_option
+@where_it_is
 def rrelu(
     input: Tensor,
     lower: float = 1.0 / 8,
@@ -813,6 +814,7 @@ def softmin(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return softmax(neg(input), dim, dtype)
 
 
+@where_it_is
 def gumbel_softmax(
     logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
 ) -> Tensor:

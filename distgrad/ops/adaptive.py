@@ -8,7 +8,7 @@ from typing import Any
 
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, distinct
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, working_on
 from distgrad.errors import ArgumentError, DistgradError, ShapeError, explain
 from distgrad.ops.checks import as_dtype, demand_floating, widened
 from distgrad.ops.matmul import matmul
@@ -73,9 +73,10 @@ def _adaptive_avg(dims: int, input: Tensor, output_size: Any) -> Tensor:
     xp, kind = array_namespace(input.array), input.array.dtype
     input = widened(input)
     for axis, (n, out) in zip(range(-dims, 0), zip(space, goal, strict=True), strict=True):
-        means = xp.zeros((n, out), input.array.dtype)
-        for place, (start, end) in enumerate(_edges(n, out)):
-            means[start:end, place] = 1 / (end - start)
+        with working_on(input.array):
+            means = xp.zeros((n, out), input.array.dtype)
+            for place, (start, end) in enumerate(_edges(n, out)):
+                means[start:end, place] = 1 / (end - start)
         input = movedim(matmul(movedim(input, axis, -1), wrap(means)), -1, axis)
     return as_dtype(input, kind)
 

@@ -11,7 +11,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.numpy_names import takes_names
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.errors import DtypeNotImplemented, IndexOutOfRange, ShapeError
 from distgrad.ops.index import index_select, lookup
 from distgrad.ops.shape import diagonal, reshape, transpose, wrap_dim, wrap_dims
@@ -159,6 +159,7 @@ def tile(input: Tensor, dims: Shape) -> Tensor:
 
 
 @takes_names
+@where_it_is
 def repeat_interleave(
     input: Tensor,
     repeats: int | Tensor | None = None,
@@ -331,6 +332,7 @@ def _pairs(pad: Sequence[int], ndim: int) -> list[tuple[int, int]]:
     return [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
 
 
+@where_it_is
 def pad(
     input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor:

@@ -21,6 +21,7 @@ from distgrad.backend.device import (
     is_on,
     namespace_of,
     to_device,
+    working_on,
 )
 from distgrad.backend.dtype import checked_number
 from distgrad.backend.dtype import dtype as DType
@@ -590,7 +591,8 @@ def _like(
     elif type(array) is numpy.ndarray and place.type == "cpu":
         made = getattr(numpy, name)(array, kind)
     elif not hasattr(array, "below") and is_on(array, place):
-        made = getattr(namespace_of(place), name)(array, kind)
+        with working_on(array):
+            made = getattr(namespace_of(place), name)(array, kind)
     else:
         made = getattr(namespace_of(place), name.removesuffix("_like"))(array.shape, kind)
     return finish(made, place, requires_grad, name)
@@ -619,7 +621,8 @@ def full_like(
     """Return ``fill_value`` in the shape, dtype and device of ``input``."""
     out = _like("empty_like", input, dtype, layout, device, requires_grad, memory_format)
     value = _filling("full_like", fill_value)
-    out.array[...] = checked_number(value, out.array.dtype)
+    with working_on(out.array):
+        out.array[...] = checked_number(value, out.array.dtype)
     return page_locked(out, "full_like") if pin_memory else out
 
 

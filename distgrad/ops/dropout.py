@@ -13,7 +13,7 @@ from distgrad.autograd.inplace import in_place
 from distgrad.autograd.samples import case, real
 from distgrad.autograd.traced import Traced, innermost
 from distgrad.backend import philox
-from distgrad.backend.device import array_namespace, device_of, to_device
+from distgrad.backend.device import array_namespace, device_of, to_device, where_it_is
 from distgrad.backend.forms import device_form
 from distgrad.backend.random import current_generator
 from distgrad.errors import ArgumentError, DtypeError, ShapeError, signature
@@ -90,6 +90,7 @@ def _check_chance(name: str, input: Tensor, p: float, training: bool) -> None:
         )
 
 
+@where_it_is
 def _noise(input: Tensor, p: float, shape: Shape) -> Tensor:
     """Return 0 with probability ``p``, else 1 / (1 - p)."""
     kept = _drawn(input, p, shape).astype(input.array.dtype)
@@ -229,6 +230,7 @@ def feature_alpha_dropout(
 _ALPHA = 1.7580993408473766  # -lim selu(x) for x to minus infinity
 
 
+@where_it_is
 def _alpha_dropped(input: Tensor, p: float, shape: Shape) -> Tensor:
     if p == 1:
         return mul(input, _noise(input, p, shape))

@@ -9,7 +9,7 @@ import numpy
 
 from distgrad.autograd.declare import op
 from distgrad.autograd.samples import case, given, integers, real
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.backend.forms import device_form
 from distgrad.errors import (
     ArgumentError,
@@ -225,6 +225,7 @@ def _one_hot(xp: Namespace, index: Array, classes: int) -> Array:
 
 
 # ---------------------------------------------------------------------- bags
+@where_it_is
 def embedding_bag(
     input: Tensor,
     weight: Tensor,

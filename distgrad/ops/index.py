@@ -14,7 +14,7 @@ from distgrad.autograd.mode import mode
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, given, integers, real
 from distgrad.autograd.traced import Refused, Traced
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.errors import DtypeError, IndexOutOfRange, ShapeError
 from distgrad.ops.index_reader import ALL, IndexReader, beyond
 from distgrad.ops.shape import (
@@ -313,11 +313,13 @@ def _look_up(view: Tensor, reader: IndexReader) -> Tensor:
     return lookup(view, on_device(view, reader.arrays), tuple(reader.dims))
 
 
+@where_it_is
 def on_device(like: Tensor, arrays: Sequence[Any]) -> list[Tensor]:
     xp = array_namespace(like.array)
     return [wrap(a if isinstance(a, Traced) else xp.asarray(a)) for a in arrays]
 
 
+@where_it_is
 def setitem(input: Tensor, index: Any, value: Any) -> None:
     """Write ``value`` into ``input[index]``; gradients flow to ``value`` and stop at ``input``."""
     refuse_leaf(input, "setitem")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 
+from distgrad.backend.device import working_on
 from distgrad.errors import ArgumentError, IndexOutOfRange
 from distgrad.tensor import Tensor
 from distgrad.typing import Shape
@@ -115,7 +116,9 @@ class IndexReader:
                 )
         self._keep(mask.ndim)
         self.masks.append(mask.ndim)
-        for i, places in enumerate(mask.nonzero()):
+        with working_on(mask):
+            found = mask.nonzero()
+        for i, places in enumerate(found):
             self._look_up(self.out - mask.ndim + i, places)
 
     def _look_up(self, dim: int, array: Any) -> None:

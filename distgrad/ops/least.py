@@ -7,6 +7,7 @@ from typing import Any
 from distgrad.autograd.declare import as_method, named_results, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
+from distgrad.backend.device import where_it_is
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError
 from distgrad.ops.compare import maximum
 from distgrad.ops.decompose import (
@@ -162,6 +163,7 @@ _DRIVERS = (None, "gels", "gelsy", "gelsd", "gelss")
 
 
 @takes_out
+@where_it_is
 def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
     """Return the X of least ``norm(A @ X - B)``, with residuals, rank and singular values.
 

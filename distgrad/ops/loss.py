@@ -12,7 +12,7 @@ from distgrad.autograd import engine
 from distgrad.autograd.declare import op, recover
 from distgrad.autograd.samples import between, case, given, integers, positive, real
 from distgrad.autograd.traced import is_traced
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.backend.forms import device_form
 from distgrad.errors import (
     ArgumentError,
@@ -382,6 +382,7 @@ def cross_entropy_loss(
     )
 
 
+@where_it_is
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -563,6 +564,7 @@ def pick_backward(xp: Namespace, grad: Tensor, index: Tensor, size: tuple[int, .
     return xp.where(chosen, xp.expand_dims(grad, dim), xp.zeros((), grad.dtype))
 
 
+@where_it_is
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -620,6 +622,7 @@ def bernoulli_surprise(xp: Namespace, input: Tensor, target: Tensor) -> Array:
     return xp.negative(out)
 
 
+@where_it_is
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -8,7 +8,7 @@ import numpy
 
 from distgrad.autograd.declare import recover
 from distgrad.autograd.numpy_names import takes_names
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.errors import ArgumentError, DistgradError, DtypeError, ShapeError, signature
 from distgrad.ops.activation import logsigmoid
 from distgrad.ops.checks import demand_full_precision, is_floating
@@ -213,6 +213,7 @@ def triplet_margin_with_distance_loss(
 
 
 # ---------------------------------------------------------------------- many classes
+@where_it_is
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,

@@ -8,6 +8,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import booleans, case, given, real
+from distgrad.backend.device import where_it_is
 from distgrad.errors import DtypeError, ShapeError
 from distgrad.ops.index import check_kind, getitem, on_device, put_index
 from distgrad.ops.shape import broadcast_tensors, narrow, reshape
@@ -79,6 +80,7 @@ def _masked(name: str, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
+@where_it_is
 def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """Return ``input`` with the first elements of ``source`` where ``mask`` is true."""
     operands = {"input": input, "mask": mask, "source": source}

@@ -10,7 +10,7 @@ from distgrad.autograd import engine
 from distgrad.autograd.declare import op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, real
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.backend.dtype import finfo
 from distgrad.backend.forms import device_form
 from distgrad.errors import (
@@ -445,6 +445,7 @@ def batch_statistics_norm(
     return _batch_norm(xp, input, weight, bias, eps)
 
 
+@where_it_is
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -594,6 +595,7 @@ def _move_statistics(
 
 
 # ---------------------------------------------------------------------- composites
+@where_it_is
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,

@@ -9,6 +9,7 @@ from distgrad.autograd.inplace import assign, refuse_leaf
 from distgrad.autograd.mode import mode
 from distgrad.autograd.traced import Refused, is_traced
 from distgrad.backend import pinned
+from distgrad.backend.device import several_gpus, working_on
 from distgrad.backend.dtype import checked_number
 from distgrad.errors import ArgumentTypeError, ShapeError
 from distgrad.ops import shape as _shapes
@@ -24,7 +25,8 @@ def zero_(self: Tensor) -> Tensor:
     if mode.grad and self.requires_grad:
         return assign(self, _shapes.zero(self), "zero_")
     try:
-        self.array.fill(0)
+        with working_on(self.array):
+            self.array.fill(0)
     except Refused:
         return assign(self, _shapes.zero(self), "zero_")
     shared_of(self).bump()
@@ -38,7 +40,8 @@ def fill_(self: Tensor, value: Tensor | Number) -> Tensor:
     traced = is_traced((self,))
     if isinstance(value, Tensor) or traced or (mode.grad and (self.requires_grad or tracked)):
         return assign(self, _shapes.fill(self, value), "fill_")
-    self.array.fill(checked_number(value, self.array.dtype))
+    with working_on(self.array):
+        self.array.fill(checked_number(value, self.array.dtype))
     shared_of(self).bump()
     return self
 
@@ -63,7 +66,9 @@ def copy_(self: Tensor, src: TensorLike, non_blocking: bool = False) -> Tensor:
         if non_blocking and not same and pinned.start(self.array, src.array):
             shared_of(self).bump()
             return self
-        self.array[...] = src.array if same else src.to(self.device).array
+        with working_on(self.array):
+            here = same and not several_gpus()
+            self.array[...] = src.array if here else src.to(self.device).array
     except Refused:
         return assign(self, _shapes.copy(self, src), "copy_")
     except ValueError as error:

@@ -20,7 +20,7 @@ from distgrad.autograd.outputs import into, takes_out
 from distgrad.autograd.traced import Traced, innermost
 from distgrad.backend import random as _random
 from distgrad.backend import rejection
-from distgrad.backend.device import array_namespace, device_of, to_device
+from distgrad.backend.device import array_namespace, device_of, to_device, where_it_is, working_on
 from distgrad.backend.dtype import as_numpy, from_numpy, iinfo, int64
 from distgrad.backend.random import Generator, current_generator, default_generator, use_generator
 from distgrad.errors import (
@@ -197,7 +197,8 @@ def randperm(
         raise DtypeError(f"randperm(n={n}): value cannot be converted to {kind} without overflow")
     place = placed(device)
     array = (generator or current_generator()).on(place).permutation(count)
-    return finish(array.astype(kind, copy=False), place, requires_grad, "randperm")
+    with working_on(array):
+        return finish(array.astype(kind, copy=False), place, requires_grad, "randperm")
 
 
 def rand_like(
@@ -338,7 +339,11 @@ def _check_std(std: Tensor | float) -> None:
     if isinstance(std, Tensor):
         if std.array.dtype.kind == "c":
             raise DtypeError("normal(): normal expects standard deviation to be non-complex")
-        if not isinstance(std.array, Traced) and not bool((std.array >= 0).all()):
+        if isinstance(std.array, Traced):
+            return
+        with working_on(std.array):
+            right = bool((std.array >= 0).all())
+        if not right:
             raise ShapeError(
                 f"normal(std: {std._brief()}): normal expects all elements of std >= 0.0"
             )
@@ -347,6 +352,7 @@ def _check_std(std: Tensor | float) -> None:
 
 
 @takes_out
+@where_it_is
 def bernoulli(
     input: Tensor, p: float | None = None, *, generator: Generator | None = None
 ) -> Tensor:
@@ -514,7 +520,8 @@ def _fill(self: Tensor, name: str, draw: Draw, strided: Draw | None = None) -> T
     if isinstance(array, Traced):
         drawn = make(array.shape)
     elif type(array) is not numpy.ndarray:
-        drawn = to_device(make(array.shape), device_of(array))
+        with working_on(array):
+            drawn = to_device(make(array.shape), device_of(array))
     elif mode.grad and self.requires_grad:
         drawn = numpy.empty_like(array)
         _random.fill(drawn, make)
@@ -594,6 +601,7 @@ def log_normal_(
     return _fill(self, "log_normal_", draw)
 
 
+@where_it_is
 def bernoulli_(
     self: Tensor, p: Tensor | float = 0.5, *, generator: Generator | None = None
 ) -> Tensor:

@@ -10,6 +10,7 @@ from distgrad.autograd.declare import as_method, op, recover
 from distgrad.autograd.inplace import in_place
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import Spec, case, distinct, given, integers, positive, real
+from distgrad.backend.device import where_it_is
 from distgrad.errors import DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.shape import expand, reshape, wrap_dim
 from distgrad.tensor import Tensor
@@ -396,6 +397,7 @@ def scatter_reduce(
     return total.div(count, rounding_mode="floor")
 
 
+@where_it_is
 def _counts(input: Tensor, dim: int, index: Tensor, include_self: bool) -> Tensor:
     """Return how many elements come together at each place."""
     start = input.detach().clone().fill_(1)

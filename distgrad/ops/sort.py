@@ -10,7 +10,7 @@ from distgrad.autograd.declare import as_method, cast, op, recover
 from distgrad.autograd.outputs import takes_out
 from distgrad.autograd.samples import case, distinct, given, integers, positive, real
 from distgrad.autograd.traced import innermost
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, where_it_is
 from distgrad.errors import ArgumentTypeError, DtypeError, DtypeNotImplemented, ShapeError
 from distgrad.ops.checks import refuse_kinds, sortable
 from distgrad.ops.compare import clamp, isnan, logical_not, where
@@ -317,6 +317,7 @@ def histc(xp: Namespace, input: Tensor, bins: int = 100, min: float = 0, max: fl
 
 
 # ---------------------------------------------------------------------- unique
+@where_it_is
 def unique(
     input: Tensor,
     sorted: bool = True,
@@ -353,6 +354,7 @@ def unique(
     return _answer(found, inverse.reshape(shape), counts, return_inverse, return_counts)
 
 
+@where_it_is
 def unique_consecutive(
     input: Tensor,
     return_inverse: bool = False,
@@ -398,6 +400,7 @@ def _answer(found: Any, inverse: Any, counts: Any, with_inverse: bool, with_coun
 
 # ---------------------------------------------------------------------- quantiles
 @takes_out
+@where_it_is
 def quantile(
     input: Tensor,
     q: Number | Tensor,
@@ -422,6 +425,7 @@ def quantile(
 
 
 @takes_out
+@where_it_is
 def nanquantile(
     input: Tensor,
     q: Number | Tensor,

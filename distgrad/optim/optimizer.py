@@ -15,7 +15,7 @@ from distgrad.autograd.graph import Removable
 from distgrad.autograd.mode import enable_grad, no_grad
 from distgrad.backend import capture as captures
 from distgrad.backend import numpy_backend
-from distgrad.backend.device import device_of, to_device
+from distgrad.backend.device import device, device_of, several_gpus, to_device, working_on
 from distgrad.distributed.spread import spread_of
 from distgrad.errors import ArgumentError, ArgumentTypeError, ConflictError
 from distgrad.optim import rules
@@ -73,7 +73,8 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
                         f"new_kwargs), but got {new}."
                     )
                 args, kwargs = new
-        out = step(self, *args, **kwargs)
+        with working_on(_first_array(self)):
+            out = step(self, *args, **kwargs)
         self._opt_called = True
         for hook in (*self._optimizer_step_post_hooks.values(), *_post_hooks.values()):
             hook(self, args, kwargs)
@@ -90,6 +91,11 @@ class _Required:
 
 
 required = _Required()
+
+
+def _first_array(optimizer: Optimizer) -> Any:
+    params = optimizer.param_groups[0]["params"] if optimizer.param_groups else []
+    return params[0].array if params else None
 
 
 class Optimizer:
@@ -267,8 +273,21 @@ class Optimizer:
                 loss = closure()
         with no_grad():
             for index, group in enumerate(self.param_groups):
-                self._step_group(index, group)
+                if several_gpus():
+                    self._step_where_they_are(index, group)
+                else:
+                    self._step_group(index, group)
         return loss
+
+    def _step_where_they_are(self, index: int, group: Group) -> None:
+        """Update the parameters of a group on one GPU after the other."""
+        places: dict[device, list[Tensor]] = {}
+        for p in group["params"]:
+            places.setdefault(device_of(p.array), []).append(p)
+        for number, params in enumerate(places.values()):
+            part = group if len(places) == 1 else {**group, "params": params}
+            with working_on(params[0].array):
+                self._step_group(index + (number << 32), part)
 
     def _step_group(self, index: int, group: Group) -> None:
         """Update the parameters of a group."""
@@ -522,12 +541,14 @@ def _fitted(param: Tensor | None, value: Any, name: str = "") -> Any:
         return scalar(value)  # as older checkpoints have it
     if param is None or not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    array = value.array.copy()
+    with working_on(value.array):
+        array = value.array.copy()
     if name != "step":
         if array.ndim:
             array = to_device(array, device_of(param.array))
         if param.array.dtype.kind in "fV":
-            array = array.astype(param.array.dtype, copy=False)
+            with working_on(array):
+                array = array.astype(param.array.dtype, copy=False)
     return wrap(array)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 from distgrad.backend import numpy_backend
-from distgrad.backend.device import array_namespace
+from distgrad.backend.device import array_namespace, working_on
 from distgrad.backend.dtype import float64, get_default_dtype
 from distgrad.tensor import Tensor, shared_of, wrap
 from distgrad.typing import Array
@@ -170,7 +170,8 @@ def scalar(value: float) -> Tensor:
 def _filled(like: Array, value: float) -> Tensor:
     """Return an array of one number; real and imaginary parts of complex ones are this number."""
     both = complex(value, value) if value and like.dtype.kind == "c" else value
-    return wrap(array_namespace(like).full_like(like, both))
+    with working_on(like):
+        return wrap(array_namespace(like).full_like(like, both))
 
 
 def _flat(array: Array, ndim: int) -> Array:

@@ -180,11 +180,11 @@ class Supervisor:
         passed_on, noted, ranks = False, False, attempt.size
         while True:
             outcome = attempt.poll()
-            if outcome is not None:
-                return outcome
             if attempt.moving_at is not None and not noted:
                 noted = True
                 self._note("trains", attempt=len(self.outcomes), step=attempt.step())
+            if outcome is not None:
+                return outcome
             if attempt.running_at is not None and len(attempt.members()) < ranks:
                 ranks = len(attempt.members())
                 self._note("shrunk", attempt=len(self.outcomes), ranks=ranks, step=attempt.step())

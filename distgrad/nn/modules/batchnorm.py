@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distgrad.backend.device import working_on
 from distgrad.backend.dtype import int64
 from distgrad.errors import ArgumentError
 from distgrad.nn import functional as F
@@ -141,7 +142,8 @@ class _BatchNorm(_NormBase):
         factor = 0.0 if self.momentum is None else self.momentum
         counted = self.num_batches_tracked
         if average and counted is not None:
-            counted.array += 1  # by itself: the count takes part in no graph
+            with working_on(counted.array):
+                counted.array += 1  # by itself: the count takes part in no graph
             if self.momentum is None:
                 factor = 1.0 / float(counted.array)
         own = not self.training or self.track_running_stats

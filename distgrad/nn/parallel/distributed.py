@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.autograd.mode import mode
-from distgrad.backend.device import CPU, device, device_of, to_device
+from distgrad.backend.device import CPU, bind_gpu, device, device_of, to_device
 from distgrad.backend.random import Generator, current_generator, use_generator
 from distgrad.config import switch
 from distgrad.distributed import get_group, is_initialized
@@ -122,6 +122,9 @@ class DistributedDataParallel(Module, Joinable):
         self.shard_gradients = shard_gradients
         self._how = reduction, bucket_cap_mb, determinism or switch("determinism") or "run", shards
         self.check_every = check_every
+        for p in module.parameters():  # the rank's own GPU from now on, as PyTorch demands
+            bind_gpu(p.device)
+            break
         self._connect(process_group if process_group is not None else default_group())
         if init_sync:
             self.reducer.broadcast_parameters()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 from distgrad.backend import numpy_backend
-from distgrad.backend.device import CPU, array_namespace, to_device
+from distgrad.backend.device import CPU, array_namespace, to_device, working_on
 from distgrad.distributed.bucket import OWNED_BLOCK
 from distgrad.distributed.group import ProcessGroup
 from distgrad.distributed.reducer import reducer_of
@@ -92,14 +92,18 @@ def _on_device(arrays: list[Array], norm_type: float, most: float = math.inf) ->
     xp = array_namespace(arrays[0])
     kernel = xp.kernels.get("gradient_norm")
     alike = all(type(a) is type(arrays[0]) and a.device == arrays[0].device for a in arrays)
-    return kernel(arrays, norm_type, most) if kernel and alike else NotImplemented
+    if not kernel or not alike:
+        return NotImplemented
+    with working_on(arrays[0]):
+        return kernel(arrays, norm_type, most)
 
 
 def _as_norm(total: Any, dtypes: list[Any], norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """Return the norm in the dtype that fits those of the gradients."""
     dtype = functools.reduce(lambda a, b: a if a == b else numpy.promote_types(a, b), dtypes)
     xp = numpy if isinstance(total, float) else array_namespace(total)
-    norm = xp.asarray(total, dtype=numpy.empty(0, dtype).real.dtype)
+    with working_on(None if xp is numpy else total):
+        norm = xp.asarray(total, dtype=numpy.empty(0, dtype).real.dtype)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise GradError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
@@ -279,7 +283,8 @@ def clip_grad_norm_(
     if found is not NotImplemented:
         dtypes = [a.dtype for a in arrays]
         total_norm = _as_norm(found[0], dtypes, norm_type, error_if_nonfinite)
-        array_namespace(found[1]).kernels["scale_arrays"](arrays, found[1])
+        with working_on(found[1]):
+            array_namespace(found[1]).kernels["scale_arrays"](arrays, found[1])
         for grad in grads:
             if grad._shared is not None:
                 grad._shared.bump()
