@@ -107,6 +107,15 @@ def _trained(model, x, last):
     return [p.detach().cpu().flatten() for p in model.parameters()]
 
 
+@pytest.mark.parametrize("place", ["cpu", SECOND])
+def test_functions_take_their_tensors_by_name(place):
+    logits, target = dg.zeros(2, 4, device=place), dg.tensor([0, 1], device=place)
+    loss = dg.nn.functional.cross_entropy(target=target, input=logits)
+    assert loss.item() == pytest.approx(1.3862944)
+    assert dg.unique(input=target, sorted=True).tolist() == [0, 1]
+    assert dg.nn.functional.pad(input=logits, pad=(1, 0), mode="replicate").shape == (2, 5)
+
+
 def test_operands_on_two_gpus_are_named():
     with pytest.raises(DeviceError) as caught:
         dg.ones(2, device=FIRST) + dg.ones(2, device=SECOND)

@@ -210,11 +210,12 @@ def where_it_is(function: F) -> F:
     """Let a function of several operations work on the GPU of its first tensor."""
 
     @functools.wraps(function)
-    def call(tensor: Any, *args: Any, **options: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         if _CUDA_COUNT < 2:
-            return function(tensor, *args, **options)
-        with working_on(getattr(tensor, "array", None)):
-            return function(tensor, *args, **options)
+            return function(*args, **options)
+        arrays = [getattr(value, "array", None) for value in (*args, *options.values())]
+        with working_on(next((a for a in arrays if a is not None), None)):
+            return function(*args, **options)
 
     return cast("F", call)
 
